@@ -1,0 +1,37 @@
+# Everything goes through .venv, which `setup` keeps up to date; run `make help` for the list.
+.PHONY: help setup demo check test bench clean
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+
+help:
+	@echo "make setup   create .venv (first time: compiles llama.cpp, 4 to 10 minutes)"
+	@echo "make demo    a WebAssembly module asks a language model a question"
+	@echo "make check   lint, types and the fast tests"
+	@echo "make test    check, then the tests with real models"
+	@echo "make bench   the engine against a plain llama.cpp loop"
+	@echo "make clean   remove what these targets made here (compiled wheels stay in the cache)"
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@echo
+	@echo "== A WebAssembly module asks SmolLM2 (135 million parameters) =="
+	$(BIN)/wasi-nn run --nn-graph default=smollm2,prompt_mode=chat,temperature=0 examples/c/ask.wasm default "Name the capital city of France."
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not real"
+
+test: check
+	$(BIN)/pytest -m real
+
+bench: setup
+	$(BIN)/python -m bench.engine
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find bench examples scripts src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
