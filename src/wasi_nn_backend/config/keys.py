@@ -1,0 +1,99 @@
+"""Which names users may write, and which key each of them means: tables built once from the sections' fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from wasi_nn_backend.config.backend import BackendSettings
+from wasi_nn_backend.config.memory import MemorySettings
+from wasi_nn_backend.config.model import ModelSettings
+from wasi_nn_backend.config.sampling import SamplingSettings
+from wasi_nn_backend.config.section import OutsidePolicy, Section, key_of
+from wasi_nn_backend.config.session import SessionSettings
+from wasi_nn_backend.config.stopping import StoppingSettings
+
+__all__ = ["MEMBERS", "RUNTIME", "SECTIONS", "TOP_LEVEL", "UNSUPPORTED", "Target", "normalised"]
+
+#: The section of one call: any key of ``sampling`` and ``stopping``, and -1 for "as it was".
+RUNTIME: Final = "runtime"
+
+#: Section name -> its model, in the order of ``Settings``.
+SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
+    {
+        "backend": BackendSettings,
+        "model": ModelSettings,
+        "sampling": SamplingSettings,
+        "stopping": StoppingSettings,
+        "memory": MemorySettings,
+        "session": SessionSettings,
+    }
+)
+
+#: Keys that change what is computed and that this version cannot honour, with what they ask for. Switched off they mean
+#: nothing; switched on they must not be passed over in silence, whatever is done with unknown keys.
+UNSUPPORTED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "embedding": "embeddings instead of text",
+        "reranking": "ranking scores instead of text",
+        "grammar": "output held to a grammar",
+        "json_schema": "output held to a JSON schema",
+        "mmproj": "a projector for images",
+        "image": "an image in the prompt",
+        "tts": "speech instead of text",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a written name stands for. ``negated``: the name means the opposite of the boolean key."""
+
+    section: str
+    key: str
+    outside: OutsidePolicy
+    negated: bool = False
+
+
+def normalised(name: str) -> str:
+    """Kebab-case and snake_case are the same name."""
+    return name.replace("-", "_")
+
+
+def _spellings(section: str) -> Iterator[tuple[str, str, Target]]:
+    """(section in which it may stand, name, target) of every name of a section's keys."""
+    for key, field in SECTIONS[section].model_fields.items():
+        written = key_of(field)
+        for place in (section, *written.also_in):
+            for name in (key, *written.spellings):
+                yield place, name, Target(section, key, written.outside)
+            for name in written.negations:
+                yield place, name, Target(section, key, written.outside, negated=True)
+
+
+def _build_members() -> Mapping[str, Mapping[str, Target]]:
+    members: dict[str, dict[str, Target]] = {section: {} for section in SECTIONS}
+    for section in SECTIONS:
+        for place, name, target in _spellings(section):
+            members[place][name] = target
+    members["memory_policy"] = members["memory"]
+    members[RUNTIME] = {**members["sampling"], **members["stopping"]}
+    return MappingProxyType({place: MappingProxyType(names) for place, names in members.items()})
+
+
+def _build_top_level(members: Mapping[str, Mapping[str, Target]]) -> Mapping[str, Target]:
+    top_level: dict[str, Target] = {}
+    for names in members.values():
+        for name, target in names.items():
+            if name in members or top_level.setdefault(name, target) != target:
+                raise TypeError(f"the key {name!r} would be ambiguous at the top level; give it another spelling")
+    return MappingProxyType(top_level)
+
+
+#: Section as written -> name -> target.
+MEMBERS: Final = _build_members()
+
+#: Name at the top level -> target, for the flat shape.
+TOP_LEVEL: Final = _build_top_level(MEMBERS)

@@ -1,0 +1,244 @@
+"""From a document to a layer: names become keys, values are checked, and every complaint says where.
+
+Both shapes go through one reader, so a document means the same whether its keys stand in sections or at the top.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from wasi_nn_backend.config import jsontext
+from wasi_nn_backend.config.describe import described, shown
+from wasi_nn_backend.config.keys import MEMBERS, RUNTIME, SECTIONS, TOP_LEVEL, UNSUPPORTED, Target, normalised
+from wasi_nn_backend.config.layers import ConfigSource, Layer
+from wasi_nn_backend.config.section import OUT_OF_RANGE
+from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, UnsupportedOperation
+
+__all__ = ["UnknownPolicy", "parse_assignments", "parse_layer"]
+
+UnknownPolicy = Literal["warn", "ignore", "error"]
+
+_log = logging.getLogger("wasi_nn_backend.config")
+
+_RANGE_ERRORS: Final = frozenset({"greater_than_equal", "less_than_equal", OUT_OF_RANGE})
+
+#: A hostile document could hold a hundred thousand unknown or repeated keys, and comparing one unknown name with the
+#: known ones takes about a millisecond. What is left out is counted.
+_N_WARNINGS_MAX: Final = 64
+_N_NAME_CHARS_COMPARED_MAX: Final = 64
+
+
+def parse_layer(source: ConfigSource, *, name: str, unknown: UnknownPolicy = "warn") -> Layer:
+    """Check a configuration document in either shape. ``name`` stands in messages; a ``Layer`` comes back as it is.
+
+    Raises ``InvalidEncoding`` for text that is not JSON or UTF-8, ``InvalidArgument`` for wrong types, values that
+    cannot be mended and, under ``unknown="error"``, unknown keys, ``UnsupportedOperation`` for keys that ask for what
+    this version cannot do. Values out of range that can be mended are mended with a warning.
+    """
+    if isinstance(source, Layer):
+        return source
+    reader = _Reader(name, unknown)
+    if isinstance(source, (str, bytes)):
+        source = _parse_text(source, reader)
+    if source is not None:
+        reader.read(source)
+    return reader.layer()
+
+
+def parse_assignments(pairs: Sequence[str], *, name: str) -> Layer:
+    """Check ``key=value`` strings as they stand on a command line. The key is flat, dotted, or any other spelling.
+
+    A value that is JSON counts as such, any other as a string. Raises as ``parse_layer`` does.
+    """
+    reader = _Reader(name, "warn")
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        section, dot, member = key.partition(".")
+        if not equals or not section or (dot and not member):
+            raise InvalidArgument(f"{name}: {described(pair)} is no assignment; write key=value, as in temperature=0.5")
+        value = _parse_value(text, reader)
+        if dot:
+            reader.read_member(section, member, value)
+        else:
+            reader.read_top(key, value)
+    return reader.layer()
+
+
+def _parse_text(source: str | bytes, reader: _Reader) -> Mapping[str, Any] | None:
+    try:
+        text = jsontext.without_comments(jsontext.read_text(source))
+        if not text.strip():
+            return None
+        document = jsontext.decode(text, on_repeated_key=reader.warn_of_repetition)
+    except (InvalidArgument, InvalidEncoding) as error:
+        raise type(error)(f"{reader.name}: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument(
+            f'{reader.name}: the configuration is {described(document)}; write a JSON object, as in {{"top_k": 20}}'
+        )
+    return document
+
+
+def _parse_value(text: str, reader: _Reader) -> Any:
+    try:
+        return jsontext.decode(text, on_repeated_key=reader.warn_of_repetition)
+    except (InvalidArgument, InvalidEncoding):
+        return text
+
+
+class _Reader:
+    """Collects the values of one document. ``path`` is always the key as the user wrote it."""
+
+    def __init__(self, name: str, unknown: UnknownPolicy) -> None:
+        self.name = name
+        self._unknown = unknown
+        self._n_warnings = 0
+        self._values: dict[str, dict[str, Any]] = {}
+        self._paths: dict[tuple[str, str], str] = {}
+
+    def layer(self) -> Layer:
+        if self._n_warnings > _N_WARNINGS_MAX:
+            n_more = self._n_warnings - _N_WARNINGS_MAX
+            _log.warning("%s: %d more warnings about this configuration are left out", self.name, n_more)
+        return Layer(self.name, MappingProxyType({k: MappingProxyType(v) for k, v in self._values.items()}))
+
+    def read(self, document: Mapping[str, Any]) -> None:
+        if not isinstance(document, Mapping):
+            raise InvalidArgument(
+                f"{self.name}: the configuration is {described(document)}; pass JSON text, a mapping, a Layer or None"
+            )
+        for key, value in document.items():
+            self.read_top(self._checked_name(key), value)
+
+    def read_top(self, key: str, value: Any) -> None:
+        """A key at the top level: a section, or any key of the flat shape."""
+        if normalised(key) not in MEMBERS:
+            self._read_key(key, normalised(key), TOP_LEVEL, value)
+        elif isinstance(value, Mapping):
+            for member, member_value in value.items():
+                self.read_member(key, self._checked_name(member), member_value)
+        else:
+            raise InvalidArgument(
+                f"{self.name}: {shown(key)} is {described(value)}; it is a section and takes an object of keys"
+            )
+
+    def read_member(self, section: str, key: str, value: Any) -> None:
+        place = normalised(section)
+        path = f"{section}.{key}"
+        targets = MEMBERS.get(place, {})
+        if (
+            place == RUNTIME
+            and _means_inherit(value)
+            and (normalised(key) in targets or normalised(key) in UNSUPPORTED)
+        ):
+            return
+        self._read_key(path, normalised(key), targets, value)
+
+    def _checked_name(self, key: Any) -> str:
+        if isinstance(key, str):
+            return key
+        raise InvalidArgument(f"{self.name}: a key is {described(key)}; keys are strings")
+
+    def _read_key(self, path: str, key: str, targets: Mapping[str, Target], value: Any) -> None:
+        target = targets.get(key)
+        if target is not None:
+            self._store(target, path, value)
+        elif key in UNSUPPORTED:
+            self._refuse_unsupported(path, key, value)
+        else:
+            self._report_unknown(path, key)
+
+    def _store(self, target: Target, path: str, value: Any) -> None:
+        if target.negated and isinstance(value, bool):
+            value = not value
+        checked = self._checked(target, path, value)
+        earlier_path = self._paths.get((target.section, target.key))
+        keys = self._values.setdefault(target.section, {})
+        if earlier_path is not None and keys[target.key] != checked:
+            self._warn(
+                f"{shown(earlier_path)} and {shown(path)} are the same key with different values; the last one counts"
+            )
+        keys[target.key] = checked
+        self._paths[target.section, target.key] = path
+
+    def _checked(self, target: Target, path: str, value: Any) -> Any:
+        """The value as the section's model has it. One value a time, so that messages follow the document's order."""
+        remarks: list[str] = []
+        model = SECTIONS[target.section]
+        try:
+            section = model.model_validate({target.key: value}, context=remarks)
+        except ValidationError as error:
+            return self._mended(target, path, value, error.errors(include_url=False)[0])
+        for remark in remarks:
+            self._warn(f"{shown(path)}: {remark}")
+        return getattr(section, target.key)
+
+    def _mended(self, target: Target, path: str, value: Any, problem: ErrorDetails) -> Any:
+        """What counts instead of a value out of range. Raises ``InvalidArgument`` where the value is past mending."""
+        inside = problem["loc"][1:]
+        what = shown(path) + "".join(f"[{index}]" for index in inside)
+        got = described(problem["input"] if inside else value)
+        expected = problem["msg"].removeprefix("Input ")
+        complaint = f"{what} is {got}, but it {expected}"
+        if problem["type"] not in _RANGE_ERRORS or target.outside == "error":
+            raise InvalidArgument(f"{self.name}: {complaint}; change the value or leave the key out")
+        bounds = problem.get("ctx", {})
+        if target.outside == "clamp":
+            substitute = bounds["ge"] if "ge" in bounds else bounds["le"]
+            self._warn(f"{complaint}; {described(substitute)} is used instead")
+        else:
+            substitute = SECTIONS[target.section].model_fields[target.key].default
+            self._warn(f"{complaint}; the default, {described(substitute)}, is used instead")
+        return substitute
+
+    def _refuse_unsupported(self, path: str, key: str, value: Any) -> None:
+        if value:
+            raise UnsupportedOperation(
+                f"{self.name}: {shown(path)} asks for {UNSUPPORTED[key]}, which this version cannot do; "
+                "leave the key out or switch it off"
+            )
+
+    def _report_unknown(self, path: str, key: str) -> None:
+        if self._unknown == "ignore":
+            _log.debug("%s: the unknown key %s is ignored", self.name, shown(path))
+            return
+        if self._unknown == "error":
+            raise InvalidArgument(f"{self.name}: {self._unknown_complaint(path, key)}; correct it or leave it out")
+        if self._n_warnings < _N_WARNINGS_MAX:
+            self._warn(f"{self._unknown_complaint(path, key)}; it is ignored")
+        else:
+            self._n_warnings += 1
+
+    def _unknown_complaint(self, path: str, key: str) -> str:
+        return f"{shown(path)} is no known key{_suggestion(key)}"
+
+    def warn_of_repetition(self, key: str) -> None:
+        self._warn(f"{shown(key)} stands twice in one object with different values; the last one counts")
+
+    def _warn(self, message: str) -> None:
+        self._n_warnings += 1
+        if self._n_warnings <= _N_WARNINGS_MAX:
+            _log.warning("%s: %s", self.name, message)
+
+
+def _means_inherit(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == -1
+
+
+def _suggestion(key: str) -> str:
+    if len(key) > _N_NAME_CHARS_COMPARED_MAX:
+        return ""
+    nearest = difflib.get_close_matches(key, [*TOP_LEVEL, *MEMBERS], n=1)
+    if not nearest:
+        return ""
+    if nearest[0] in MEMBERS:
+        return f"; the nearest is the section {nearest[0]}"
+    return f"; the nearest is {TOP_LEVEL[nearest[0]].section}.{nearest[0]}"

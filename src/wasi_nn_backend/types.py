@@ -1,0 +1,92 @@
+"""The nouns of WASI-NN, free of any dialect's numbers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "CONFIG_INDEX",
+    "METADATA_INDEX",
+    "PROMPT_INDEX",
+    "PYTHON_DOOR",
+    "TEXT_INDEX",
+    "Door",
+    "ExecutionTarget",
+    "GraphEncoding",
+    "PromptMode",
+    "Tensor",
+    "TensorType",
+]
+
+PromptMode = Literal["chat", "raw"]
+
+#: Tensor indices, the same at every door: input 0 is the prompt and 1 configuration JSON, output 0 is the text and
+#: 1 metadata JSON.
+PROMPT_INDEX = 0
+CONFIG_INDEX = 1
+TEXT_INDEX = 0
+METADATA_INDEX = 1
+
+
+class TensorType(enum.Enum):
+    """Element types of all dialects together. For text they mean nothing: prompts are bytes of any type."""
+
+    FP16 = "fp16"
+    FP32 = "fp32"
+    FP64 = "fp64"
+    BF16 = "bf16"
+    U8 = "u8"
+    I32 = "i32"
+    I64 = "i64"
+
+
+class GraphEncoding(enum.Enum):
+    """Model formats of all dialects together, of which this backend runs ggml."""
+
+    OPENVINO = "openvino"
+    ONNX = "onnx"
+    TENSORFLOW = "tensorflow"
+    PYTORCH = "pytorch"
+    TENSORFLOWLITE = "tensorflowlite"
+    GGML = "ggml"
+    AUTODETECT = "autodetect"
+
+
+class ExecutionTarget(enum.Enum):
+    """Where a caller would like a graph to run; ``model.n_gpu_layers`` decides."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    TPU = "tpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Bytes with a shape that nobody here relies on: guests in the field send ``dimensions = (1,)`` for any length."""
+
+    data: bytes
+    dimensions: tuple[int, ...] = ()
+    type: TensorType = TensorType.U8
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How one way into the backend differs from the others.
+
+    ``defaults`` is a configuration layer (nested shape) between the built-in defaults and the backend's own
+    configuration. ``allows_paths`` lets ``load_by_name`` fall back to a file path when no graph has the name: right for
+    the program that embeds the backend, wrong for guests. ``unknown_keys`` says what happens to configuration keys that
+    nobody knows.
+    """
+
+    name: str
+    prompt_mode: PromptMode
+    allows_paths: bool
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    unknown_keys: Literal["warn", "ignore", "error"] = "warn"
+
+
+PYTHON_DOOR = Door(name="python", prompt_mode="chat", allows_paths=True)
