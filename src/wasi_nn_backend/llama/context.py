@@ -1,0 +1,298 @@
+"""One llama context: the KV memory of some sequences and the compute graph over it."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import compress, count
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedOperation
+from wasi_nn_backend.llama import state
+from wasi_nn_backend.llama.bindings import libc, native
+from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, to_native
+from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus
+from wasi_nn_backend.llama.log_bridge import LogBridge
+from wasi_nn_backend.llama.owner import Hold, Owner, Resource
+
+__all__ = ["NativeContext"]
+
+_MAX_POSITION = 2**31 - 1
+
+
+class _BatchArrays:
+    """The arrays behind a ``llama_batch``, allocated once and filled by slice assignment, which loops in C."""
+
+    def __init__(self, n_batch: int) -> None:
+        self._tokens: Any = (ctypes.c_int32 * n_batch)()
+        self._positions: Any = (ctypes.c_int32 * n_batch)()
+        self._sequence_ids: Any = (ctypes.c_int32 * n_batch)()
+        self._wants_logits: Any = (ctypes.c_int8 * n_batch)()
+        # Every token belongs to exactly one sequence: the counts are all 1, the pointers run along the ids.
+        self._n_ids = (ctypes.c_int32 * n_batch)(*([1] * n_batch))
+        base, step = ctypes.addressof(self._sequence_ids), ctypes.sizeof(ctypes.c_int32)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        addresses = (ctypes.c_void_p * (n_batch + 1))(*range(base, base + n_batch * step, step), None)
+        self._id_pointers = ctypes.cast(addresses, ctypes.POINTER(pointer))
+        self._batch = native.llama_batch(
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=self._n_ids,
+            seq_id=self._id_pointers,
+            logits=self._wants_logits,
+        )
+
+    def fill(self, batch: DecodeBatch) -> Any:
+        n = len(batch)
+        self._tokens[:n] = batch.tokens
+        self._positions[:n] = batch.positions
+        self._sequence_ids[:n] = batch.sequence_ids
+        self._wants_logits[:n] = batch.wants_logits
+        self._batch.n_tokens = n
+        return self._batch
+
+
+class NativeContext(Owner):
+    """``Context`` over llama.cpp. Only ``request_abort`` and ``close`` may be called by other threads than the owner's.
+
+    ``decode`` returns when the numbers are there: llama.cpp computes on a CPU in the calling thread.
+    """
+
+    def __init__(self, model: Resource, facts: ModelFacts, params: ContextParams, log: LogBridge) -> None:
+        native_params = to_native(params, facts)
+        # The abort callback is the C library's strlen over a buffer that holds "" or "\1": llama.cpp asks before every
+        # node of the graph, some thousand times a step, and a Python callback would take the GIL each time, from
+        # whatever thread. One byte is written to ask for the abort; no lock is needed.
+        self._abort_flag = (ctypes.c_uint8 * 2)()
+        self._abort_callback = ctypes.cast(libc.strlen, native.ggml_abort_callback)
+        native_params.abort_callback = self._abort_callback
+        native_params.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
+        pointer = None
+        try:
+            with Hold(model) as model_pointer, log.collector() as collector:
+                pointer = native.llama_init_from_model(model_pointer, native_params)
+        except BaseException:  # a signal arrived in the log callback
+            if pointer:
+                native.llama_free(pointer)
+            raise
+        if not pointer:
+            raise InvalidArgument(
+                f"llama.cpp refused a context of {params.n_sequences} x {params.n_ctx} tokens for {facts.name}: "
+                f"{collector.reason()}"
+            )
+        super().__init__(Resource(f"a context of {facts.name}", pointer, native.llama_free, parent=model))
+        self._memory = native.llama_get_memory(pointer)
+        if not self._memory:
+            self.close()
+            raise UnsupportedOperation(f"{facts.name} has no KV memory: it is no model that continues a text")
+        self._fingerprint = state.fingerprint(
+            (facts.fingerprint, params.cache_type_k, params.cache_type_v, params.n_sequences)
+        )
+        self._n_vocab = facts.n_vocab
+        self._n_swa = facts.n_swa
+        self._n_sequences = params.n_sequences
+        self._n_ctx = int(native.llama_n_ctx_seq(pointer))
+        self._n_batch = int(native.llama_n_batch(pointer))
+        self._arrays = _BatchArrays(self._n_batch)
+        self._decode_log = log.collector(quiet=True)
+        self._shift_is_pending = False
+        self._copy_is_pending = False
+        self._logits_rows: dict[int, int] = {}
+        self._logits_address = 0
+        self._logits: npt.NDArray[np.float32] | None = None
+
+    @property
+    def n_ctx(self) -> int:
+        return self._n_ctx
+
+    @property
+    def n_sequences(self) -> int:
+        return self._n_sequences
+
+    @property
+    def n_batch(self) -> int:
+        return self._n_batch
+
+    @property
+    def can_shift(self) -> bool:
+        with self._native():
+            return bool(native.llama_memory_can_shift(self._memory))
+
+    def pointer(self) -> Hold:
+        """For the samplers, which hand the context to llama.cpp."""
+        return self._native()
+
+    def decode(self, batch: DecodeBatch) -> DecodeStatus:
+        """Run one batch: see ``Context.decode``.
+
+        NO_ROOM leaves the memory as it was. A gap in a sequence's positions and failures of llama.cpp raise
+        ``RuntimeFailure``. After ABORTED the ubatches before the stopped one are in the memory.
+        """
+        self._check(batch)
+        with self._native() as pointer, self._decode_log as log:
+            self._abort_flag[0] = 0
+            self._logits_rows = {}
+            self._logits = None
+            result = self._decode(pointer, self._arrays.fill(batch))
+            if result == 0:
+                self._logits_rows = dict(zip(compress(range(len(batch)), batch.wants_logits), count()))
+                # llama.cpp orders the rows at the first access. Done here, later reads may come from several threads.
+                self._logits_address = ctypes.cast(native.llama_get_logits(pointer), ctypes.c_void_p).value or 0
+                return DecodeStatus.DONE
+        if result in (1, 2):
+            return DecodeStatus(result)
+        raise RuntimeFailure(f"llama.cpp failed to decode {len(batch)} tokens (code {result}): {log.reason()}")
+
+    def _decode(self, pointer: int, native_batch: Any) -> int:
+        """``llama_decode``, which first carries out pending shifts and copies.
+
+        A shift must not be aborted: llama.cpp would rotate again at the next decode what it had rotated already.
+        """
+        if not self._shift_is_pending:
+            result = int(native.llama_decode(pointer, native_batch))
+        else:
+            native.llama_set_abort_callback(pointer, native.ggml_abort_callback(), None)
+            result = int(native.llama_decode(pointer, native_batch))
+            native.llama_set_abort_callback(pointer, self._abort_callback, ctypes.addressof(self._abort_flag))
+        if result != -1:  # -1: the batch was refused before anything was done
+            self._shift_is_pending = self._copy_is_pending = False
+        return result
+
+    def _check(self, batch: DecodeBatch) -> None:
+        """Everything that llama.cpp would abort on, or read out of bounds for."""
+        n = len(batch)
+        if not 0 < n <= self._n_batch:
+            raise InvalidArgument(f"a batch of {n} tokens; it must hold 1 to {self._n_batch} (batch_size)")
+        if not n == len(batch.positions) == len(batch.sequence_ids) == len(batch.wants_logits):
+            raise InvalidArgument("the lists of a batch differ in length; build it with DecodeBatch.add")
+        if min(batch.tokens) < 0 or max(batch.tokens) >= self._n_vocab:
+            raise InvalidArgument(f"a batch has a token outside of the vocabulary of {self._n_vocab}")
+        if min(batch.sequence_ids) < 0 or max(batch.sequence_ids) >= self._n_sequences:
+            raise InvalidArgument(f"a batch has a sequence id that is not in 0 to {self._n_sequences - 1}")
+        if min(batch.positions) < 0 or max(batch.positions) > _MAX_POSITION:
+            raise InvalidArgument(f"a batch has a position that is not in 0 to {_MAX_POSITION}")
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        """A view of llama.cpp's memory, float32 of shape [n_vocab], valid until the next decode or close."""
+        index = self._logits_rows.get(row)
+        if index is None:
+            raise InvalidArgument(f"row {row} of the last decode has no logits; ask for them in the batch")
+        if self._logits is None:
+            with self._native():
+                n_rows = len(self._logits_rows)
+                memory: Any = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(self._logits_address)
+                self._logits = np.frombuffer(memory, dtype=np.float32).reshape(n_rows, self._n_vocab)
+        row_logits: npt.NDArray[np.float32] = self._logits[index]
+        return row_logits
+
+    def remove(self, sequence_id: int, first_position: int, end_position: int = -1) -> bool:
+        self._check_sequence(sequence_id)
+        with self._native():
+            if not self._window_survives(sequence_id, first_position, end_position):
+                return False
+            return bool(native.llama_memory_seq_rm(self._memory, sequence_id, first_position, end_position))
+
+    def _window_survives(self, sequence_id: int, first_position: int, end_position: int) -> bool:
+        """Whether a sequence cut at ``first_position`` keeps the cells that sliding-window layers look back at.
+
+        A saved state leaves out what lies outside of the window. Cut back after a restore, the new end would look back
+        at cells that are not there, and llama.cpp would compute other text without a word.
+        """
+        if self._n_swa == 0 or first_position <= 0:
+            return True
+        last = int(native.llama_memory_seq_pos_max(self._memory, sequence_id))
+        if last < first_position or 0 <= end_position <= last:
+            return True
+        least = int(native.llama_memory_seq_pos_min(self._memory, sequence_id))
+        return least <= max(0, first_position - self._n_swa)
+
+    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> None:
+        """Make the target the copy of a range of the source, whatever it held. The data moves at the next decode.
+
+        llama.cpp copies whole streams only and aborts when asked for less: the rest is removed from the target.
+        """
+        self._check_sequence(source_id)
+        self._check_sequence(target_id)
+        with self._native():
+            if source_id != target_id:
+                native.llama_memory_seq_rm(self._memory, target_id, -1, -1)
+                native.llama_memory_seq_cp(self._memory, source_id, target_id, -1, -1)
+                self._copy_is_pending = True
+            if first_position > 0:
+                native.llama_memory_seq_rm(self._memory, target_id, 0, first_position)
+            if end_position >= 0:
+                native.llama_memory_seq_rm(self._memory, target_id, end_position, -1)
+
+    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> None:
+        """Raises ``UnsupportedOperation`` where ``can_shift`` is false. The keys are rotated at the next decode."""
+        self._check_sequence(sequence_id)
+        if not self.can_shift:
+            raise UnsupportedOperation(f"{self._resource.name} cannot move cached tokens: turn context_shifting off")
+        if not -_MAX_POSITION <= delta <= _MAX_POSITION - max(0, self.last_position(sequence_id)):
+            raise InvalidArgument(f"a shift by {delta} leads out of the range of positions")
+        with self._native():
+            native.llama_memory_seq_add(self._memory, sequence_id, first_position, end_position, delta)
+            self._shift_is_pending = True
+
+    def last_position(self, sequence_id: int) -> int:
+        self._check_sequence(sequence_id)
+        with self._native():
+            return int(native.llama_memory_seq_pos_max(self._memory, sequence_id))
+
+    def save_sequence(self, sequence_id: int) -> bytes:
+        """The cells of one sequence. Readable by contexts of the same model, cache types and ``n_sequences``."""
+        self._check_sequence(sequence_id)
+        with self._native() as pointer, self._decode_log:
+            self._carry_out_pending(pointer)
+            last = int(native.llama_memory_seq_pos_max(self._memory, sequence_id))
+            return state.save(pointer, sequence_id, last, self._fingerprint)
+
+    def restore_sequence(self, sequence_id: int, state_bytes: bytes) -> bool:
+        """See ``Context.restore_sequence``; after False the sequence is empty."""
+        self._check_sequence(sequence_id)
+        with self._native() as pointer, self._decode_log:
+            self._carry_out_pending(pointer)
+            native.llama_memory_seq_rm(self._memory, sequence_id, -1, -1)  # llama.cpp leaves it for an empty state
+            expected = state.restore(pointer, sequence_id, state_bytes, self._fingerprint)
+            if expected is not None and expected == native.llama_memory_seq_pos_max(self._memory, sequence_id):
+                return True
+            native.llama_memory_seq_rm(self._memory, sequence_id, -1, -1)
+            return False
+
+    def _carry_out_pending(self, pointer: int) -> None:
+        """Do the copies and shifts that llama.cpp has put off: reading and writing states does not wait for them.
+
+        Only a decode carries them out. So one token is decoded and forgotten again, in an empty sequence if there is
+        one; without a shift it is aborted at its first node, which comes after the copies.
+        """
+        if not (self._copy_is_pending or self._shift_is_pending):
+            return
+        lasts = [int(native.llama_memory_seq_pos_max(self._memory, s)) for s in range(self._n_sequences)]
+        sequence_id = lasts.index(min(lasts))
+        batch = DecodeBatch()
+        batch.add([0], lasts[sequence_id] + 1, sequence_id, logits_for_last=False)
+        self._abort_flag[0] = 1
+        self._logits_rows = {}
+        self._logits = None
+        result = self._decode(pointer, self._arrays.fill(batch))
+        if result == 0:
+            native.llama_memory_seq_rm(self._memory, sequence_id, lasts[sequence_id] + 1, -1)
+        if result < 0:
+            raise RuntimeFailure(f"llama.cpp failed to carry out copies and shifts: {self._decode_log.reason()}")
+
+    def set_n_threads(self, n_threads: int) -> None:
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise InvalidArgument(f"{n_threads} threads; it must be from 1 to {MAX_THREADS}")
+        with self._native() as pointer:
+            native.llama_set_n_threads(pointer, n_threads, n_threads)
+
+    def request_abort(self) -> None:
+        self._abort_flag[0] = 1
+
+    def _check_sequence(self, sequence_id: int) -> None:
+        if not 0 <= sequence_id < self._n_sequences:
+            raise InvalidArgument(
+                f"sequence {sequence_id} does not exist; this context has 0 to {self._n_sequences - 1}"
+            )

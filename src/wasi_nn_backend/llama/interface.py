@@ -1,0 +1,332 @@
+"""What the layers above may ask of a llama.
+
+Two implementations exist: the native one in this package and ``tests/fakes/llama.py``, which has deterministic logits
+and real cell limits. One conformance suite (``tests/llama_conformance.py``) runs on both, so that the fake stays true.
+Protocols instead of base classes: the native classes own foreign memory and share nothing with the fake but shape.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Context",
+    "ContextParams",
+    "DecodeBatch",
+    "DecodeStatus",
+    "Distribution",
+    "Greedy",
+    "Llama",
+    "LogitBias",
+    "MinP",
+    "Model",
+    "ModelParams",
+    "Penalties",
+    "ProgressCallback",
+    "Sampler",
+    "SamplerStage",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Typical",
+    "Vocabulary",
+]
+
+#: Called with the fraction loaded, 0.0 to 1.0. Returning False cancels the load.
+ProgressCallback = Callable[[float], bool]
+
+
+class DecodeStatus(enum.Enum):
+    """The outcomes of ``llama_decode`` that a scheduler must tell apart; faults raise ``RuntimeFailure`` instead."""
+
+    DONE = 0
+    NO_ROOM = 1
+    ABORTED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParams:
+    """What decides how weights lie in memory: two graphs with equal values share one model."""
+
+    path: Path
+    n_gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: Literal["none", "layer", "row"] = "layer"
+    tensor_split: tuple[float, ...] = ()
+    use_mmap: bool = True
+    use_mlock: bool = False
+    check_tensors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """What decides the shape of one llama context.
+
+    ``n_ctx`` is one sequence's window in tokens; the native context is created with ``n_ctx * n_sequences`` cells.
+    Negative or zero RoPE and YaRN values mean the model's own. ``cache_type_*`` are ggml type names such as ``f16``.
+    """
+
+    n_ctx: int
+    n_sequences: int = 1
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_threads: int = 1
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    offload_kqv: bool = True
+    rope_scaling_type: int = -1
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_orig_ctx: int = 0
+
+
+@dataclass(slots=True)
+class DecodeBatch:
+    """One step's input: four parallel lists with one entry a token, reused from step to step.
+
+    ``wants_logits`` holds 1 where the step must keep the token's logits; the index of such an entry is the ``row`` that
+    ``Sampler.sample`` and ``Context.logits`` take.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    sequence_ids: list[int] = field(default_factory=list)
+    wants_logits: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def clear(self) -> None:
+        self.tokens.clear()
+        self.positions.clear()
+        self.sequence_ids.clear()
+        self.wants_logits.clear()
+
+    def add(self, tokens: Sequence[int], first_position: int, sequence_id: int, *, logits_for_last: bool) -> int:
+        """Append consecutive tokens of one sequence; returns the row of the last one."""
+        n = len(tokens)
+        self.tokens.extend(tokens)
+        self.positions.extend(range(first_position, first_position + n))
+        self.sequence_ids.extend([sequence_id] * n)
+        self.wants_logits.extend([0] * n)
+        row = len(self.tokens) - 1
+        if logits_for_last:
+            self.wants_logits[row] = 1
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """``llama_sampler_init_penalties``. ``last_n`` 0 disables, -1 is not accepted here: callers resolve it to n_ctx."""
+
+    last_n: int
+    repeat: float
+    frequency: float
+    presence: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogitBias:
+    """``llama_sampler_init_logit_bias``: (token, added to its logit) pairs; ``float("-inf")`` bans a token."""
+
+    biases: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopP:
+    p: float
+    min_keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class MinP:
+    p: float
+    min_keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    p: float
+    min_keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Draws from what the stages before it left. ``seed`` is 32 bits; 0xFFFFFFFF makes llama.cpp pick a random one."""
+
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """Takes the most probable token, the lowest id among equals."""
+
+
+#: One link of llama.cpp's sampler chain. Exactly one Distribution or Greedy, as the last.
+SamplerStage = Penalties | LogitBias | TopK | TopP | MinP | Typical | Temperature | Distribution | Greedy
+
+
+class Vocabulary(Protocol):
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def bos_text(self) -> str:
+        """The beginning-of-sequence token as the model's template writes it, or an empty string."""
+
+    @property
+    def eos_text(self) -> str: ...
+
+    def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokens of UTF-8 ``text``; invalid bytes become byte or unknown tokens, never an error."""
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The token's bytes, possibly part of a character. Control tokens are empty unless ``special``."""
+
+    def is_end_of_generation(self, token: int) -> bool: ...
+
+    @property
+    def end_of_generation_tokens(self) -> tuple[int, ...]:
+        """Every token for which ``is_end_of_generation`` holds, ascending."""
+
+
+class Sampler(Protocol):
+    """A sampler chain with its own state (random generator, penalty window). Not thread-safe."""
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose a token from the logits of batch entry ``row`` and record it in the chain's state."""
+
+    def accept(self, token: int) -> None:
+        """Record a token that was not sampled here (a prompt's) in the chain's state."""
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The GGUF's key-value pairs as llama.cpp prints them (arrays left out)."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def n_ctx_train(self) -> int: ...
+
+    @property
+    def n_embd(self) -> int: ...
+
+    @property
+    def n_params(self) -> int: ...
+
+    @property
+    def n_weight_bytes(self) -> int: ...
+
+    def kv_bytes_per_token(self, cache_type_k: str, cache_type_v: str) -> int:
+        """An estimate of what one token costs in one sequence's cache, from the model's own numbers."""
+
+    def create_context(self, params: ContextParams) -> Context:
+        """Raises ``InvalidArgument`` when llama.cpp refuses the parameters or cannot get the memory."""
+
+    def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler: ...
+
+    def close(self) -> None:
+        """Idempotent. Contexts and samplers that are still open keep the weights alive until they close."""
+
+
+class Context(Protocol):
+    """One KV memory and the compute graph over it. Every method but ``request_abort`` belongs to one thread."""
+
+    @property
+    def n_ctx(self) -> int:
+        """One sequence's window in tokens, as llama.cpp rounded it (never less than asked for)."""
+
+    @property
+    def n_sequences(self) -> int: ...
+
+    @property
+    def n_batch(self) -> int: ...
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether positions of cached tokens may be moved (``llama_memory_can_shift``)."""
+
+    def decode(self, batch: DecodeBatch) -> DecodeStatus:
+        """Run one batch. Longer than ``n_batch``, empty, or with ids out of range: ``InvalidArgument`` before the call.
+
+        After ABORTED an unknown part of the batch is in the memory: remove what was not committed.
+        """
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        """The logits of batch entry ``row`` of the last decode, shape [n_vocab], valid until the next decode."""
+
+    def remove(self, sequence_id: int, first_position: int, end_position: int = -1) -> bool:
+        """Forget positions [first, end) of a sequence (-1: to the end). False where the memory cannot cut there."""
+
+    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> None: ...
+
+    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> None: ...
+
+    def last_position(self, sequence_id: int) -> int:
+        """The highest position cached, -1 for none."""
+
+    def save_sequence(self, sequence_id: int) -> bytes: ...
+
+    def restore_sequence(self, sequence_id: int, state: bytes) -> bool:
+        """False when llama.cpp does not accept the state (another model, another version, no room)."""
+
+    def set_n_threads(self, n_threads: int) -> None: ...
+
+    def request_abort(self) -> None:
+        """Make a decode that runs now return ABORTED soon; without effect when none runs. Any thread may call it."""
+
+    def close(self) -> None: ...
+
+
+class Llama(Protocol):
+    """The library: process-wide, loaded once."""
+
+    @property
+    def build_number(self) -> int: ...
+
+    @property
+    def build_commit(self) -> str: ...
+
+    @property
+    def system_info(self) -> str: ...
+
+    @property
+    def supports_gpu_offload(self) -> bool: ...
+
+    def load_model(self, params: ModelParams, progress: ProgressCallback | None = None) -> Model:
+        """Load weights. Raises ``ModelNotFound``, ``InvalidArgument`` (bad file), ``Cancelled``."""

@@ -1,0 +1,89 @@
+"""A model's vocabulary: text to tokens and back."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cached_property
+
+from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
+from wasi_nn_backend.llama.bindings import native
+from wasi_nn_backend.llama.owner import Hold, Resource
+
+__all__ = ["NativeVocabulary"]
+
+_NO_TOKEN = -1
+_MAX_TEXT_BYTES = 2**31 - 1  # llama_tokenize takes an int32 length
+
+
+class NativeVocabulary:
+    """The vocabulary inside a model: it has no memory of its own, each call holds the model. Thread-safe."""
+
+    def __init__(self, model: Resource) -> None:
+        self._model = model
+        with Hold(model) as pointer:
+            self._vocab = native.llama_model_get_vocab(pointer)
+            self._n_tokens = int(native.llama_vocab_n_tokens(self._vocab))
+            self._bos_text = self._text(native.llama_vocab_bos(self._vocab))
+            self._eos_text = self._text(native.llama_vocab_eos(self._vocab))
+
+    @property
+    def n_tokens(self) -> int:
+        return self._n_tokens
+
+    @property
+    def bos_text(self) -> str:
+        return self._bos_text
+
+    @property
+    def eos_text(self) -> str:
+        return self._eos_text
+
+    @cached_property
+    def end_of_generation_tokens(self) -> tuple[int, ...]:
+        """Found by asking for every token, about 0.2 s per million, on first use."""
+        with Hold(self._model):
+            return tuple(token for token in range(self._n_tokens) if native.llama_vocab_is_eog(self._vocab, token))
+
+    def _text(self, token: int) -> str:
+        if token == _NO_TOKEN:
+            return ""
+        return (native.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+
+    def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Raises ``InvalidArgument`` for text of 2 GiB and more."""
+        if len(text) > _MAX_TEXT_BYTES:
+            raise InvalidArgument(f"a text of {len(text)} bytes is longer than llama.cpp can tokenise; split it")
+        # One token a byte and the special ones around the text is the most that byte-level vocabularies give; others
+        # answer with the size that they need.
+        capacity = len(text) + 8
+        for _attempt in range(2):
+            tokens = (ctypes.c_int32 * capacity)()
+            with Hold(self._model):
+                n = native.llama_tokenize(self._vocab, text, len(text), tokens, capacity, add_special, parse_special)
+            if n >= 0:
+                return tokens[:n]
+            capacity = -n
+        raise RuntimeFailure(f"llama.cpp could not tokenise {len(text)} bytes of text; it asked for {capacity} tokens")
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """Raises ``InvalidArgument`` for a token outside of the vocabulary."""
+        self._check(token)
+        capacity = 64
+        for _attempt in range(2):
+            buffer = ctypes.create_string_buffer(capacity)
+            with Hold(self._model):
+                n = native.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            capacity = -n
+        raise RuntimeFailure(f"llama.cpp could not give the text of token {token}")
+
+    def is_end_of_generation(self, token: int) -> bool:
+        self._check(token)
+        with Hold(self._model):
+            return bool(native.llama_vocab_is_eog(self._vocab, token))
+
+    def _check(self, token: int) -> None:
+        # llama.cpp indexes without asking: an exception of C++ would end the process here.
+        if not 0 <= token < self._n_tokens:
+            raise InvalidArgument(f"token {token} is outside of the vocabulary of {self._n_tokens}")

