@@ -1,0 +1,10 @@
+"""One thread per llama context: plan, apply KV operations, decode, sample, commit."""
+
+from __future__ import annotations
+
+from wasi_nn_backend.engine.generation import Generation, GenerationLimits
+from wasi_nn_backend.engine.loop import Engine
+from wasi_nn_backend.engine.sizing import same_engine
+from wasi_nn_backend.engine.store import EngineLease, EngineStore
+
+__all__ = ["Engine", "EngineLease", "EngineStore", "Generation", "GenerationLimits", "same_engine"]

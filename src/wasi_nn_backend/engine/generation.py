@@ -1,0 +1,104 @@
+"""One run of a model for one session: what the engine's thread fills and its consumer reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from wasi_nn_backend.errors import WasiNNError
+from wasi_nn_backend.llama.interface import Sampler
+from wasi_nn_backend.output import FinishReason, TextAssembler
+from wasi_nn_backend.scheduler import Request
+
+__all__ = ["Generation", "GenerationLimits", "Piece"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """When to stop besides the model's own wish. ``n_tokens_max`` None: until the context is full."""
+
+    n_tokens_max: int | None = None
+    stops: tuple[bytes, ...] = ()
+    duration_max_s: float | None = None
+    keep_special: bool = False  # control tokens' text, the end-of-generation token's included, is output
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token's contribution to the text; empty while a character or a stop string may be incomplete."""
+
+    text: bytes
+
+
+class Generation:
+    """Written by the engine's thread only; ``finish_reason``, ``error`` and the figures are valid once ``done``.
+
+    ``streams`` decides whether pieces are queued for a consumer: a caller that only waits for the end is not woken for
+    every token.
+    """
+
+    def __init__(self, request: Request, sampler: Sampler, limits: GenerationLimits, *, streams: bool) -> None:
+        self.request = request
+        self.sampler = sampler
+        self.limits = limits
+        self.assembler = TextAssembler(limits.stops)
+        self.finish_reason: FinishReason | None = None
+        self.error: WasiNNError | None = None
+        self.n_tokens_output = 0
+        self.submitted_s = 0.0
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+        self._pieces: SimpleQueue[Piece | None] | None = SimpleQueue() if streams else None
+        self._done = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    @property
+    def text(self) -> bytes:
+        return self.assembler.text
+
+    # The engine's side.
+
+    def publish(self, text: bytes) -> None:
+        if self._pieces is not None:
+            self._pieces.put(Piece(text))
+
+    def finish(self, reason: FinishReason, error: WasiNNError | None, now_s: float) -> None:
+        """Called once. Text that was held back is released first."""
+        rest = self.assembler.finish()
+        if rest:
+            self.publish(rest)
+        self.finish_reason = reason
+        self.error = error
+        self.finished_s = now_s
+        self.sampler.close()
+        self._done.set()
+        if self._pieces is not None:
+            self._pieces.put(None)
+
+    # The consumer's side.
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the generation is over; False after ``timeout_s``. Signals interrupt it on the main thread."""
+        return self._done.wait(timeout_s)
+
+    def next_piece(self) -> Piece | None:
+        """The next token's piece, waiting for it; None when the generation is over (and again after that)."""
+        if self._pieces is None:
+            raise RuntimeError("this generation was not asked to stream")  # a fault of the layer above
+        if self.done:
+            try:
+                return self._pieces.get_nowait()
+            except Empty:
+                return None
+        return self._pieces.get()
+
+    def pieces(self, on_piece: Callable[[bytes], None] | None = None) -> Iterator[bytes]:
+        """Non-empty pieces until the end."""
+        while (piece := self.next_piece()) is not None:
+            if piece.text:
+                yield piece.text

@@ -1,0 +1,266 @@
+"""The engine: one thread owns one llama context and steps while there is work.
+
+``step`` reads as the system works: plan, apply KV operations, decode, sample, commit. Everything else here is the door
+for other threads: they leave commands in an inbox, so that the scheduler and the KV accounting need no locks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from wasi_nn_backend.engine.batch import fill_batch
+from wasi_nn_backend.engine.generation import Generation
+from wasi_nn_backend.errors import Cancelled, ContextFull, RuntimeFailure, WasiNNError
+from wasi_nn_backend.kvcache import StreamPool
+from wasi_nn_backend.llama.interface import Context, DecodeBatch, DecodeStatus, Vocabulary
+from wasi_nn_backend.output import FinishReason
+from wasi_nn_backend.scheduler import Chunk, Scheduler, StepPlan
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs generations over one llama context, batched. Public methods may be called from any thread.
+
+    ``clock`` gives seconds; it is read once a step, for time limits and figures.
+    """
+
+    def __init__(
+        self, context: Context, vocabulary: Vocabulary, clock: Callable[[], float], n_ctx: int | None = None
+    ) -> None:
+        self.n_ctx = min(context.n_ctx, n_ctx or context.n_ctx)  # llama.cpp rounds up; users get what they asked for
+        self.n_sequences = context.n_sequences
+        self._context = context
+        self._vocabulary = vocabulary
+        self._clock = clock
+        self._pool = StreamPool(context.n_sequences, self.n_ctx)
+        self._scheduler = Scheduler(self._pool, context.n_batch)
+        self._generations: dict[int, Generation] = {}
+        self._batch = DecodeBatch()
+        self._pieces: dict[int, bytes] = {}
+        self._pieces_special: dict[int, bytes] = {}
+        self._plan = StepPlan((), ())  # the step that runs now
+        self._prompting: frozenset[int] = frozenset()  # requests whose prompt is in the decode that runs now
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="wasi-nn-engine", daemon=True)
+        self._thread.start()
+
+    # For other threads.
+
+    def submit(self, generation: Generation) -> None:
+        """Queue a generation. Raises ``RuntimeFailure`` when the engine is closed."""
+        generation.submitted_s = self._clock()
+        self._send(lambda: self._start(generation))
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation at the next step, or in the middle of its prompt. Without effect when it is done."""
+        if generation.done:
+            return
+        self._send(lambda: self._finish(generation, FinishReason.CANCELLED, Cancelled("the run was cancelled")))
+        if generation.request.id in self._prompting:  # a prompt's batch may take seconds; one token's step may not
+            self._context.request_abort()
+
+    def grant(self, generation: Generation, n_tokens: int) -> None:
+        """Let a generation with limited credit go on for ``n_tokens`` more."""
+        self._send(lambda: self._scheduler.grant(generation.request, n_tokens))
+
+    def forget_session(self, session_id: int, *, wait: bool = True) -> None:
+        """Free a closed session's cells; ``wait`` until they are. Its generations must be done or cancelled."""
+        forgotten = threading.Event()
+
+        def forget() -> None:
+            self._scheduler.forget_session(session_id)
+            forgotten.set()
+
+        try:
+            self._send(forget)
+        except RuntimeFailure:
+            return  # a closed engine has no cells
+        if wait:
+            forgotten.wait()
+
+    def close(self) -> None:
+        """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""
+        with self._wake:
+            already_closing, self._closing = self._closing, True
+            self._wake.notify()
+        if not already_closing:
+            self._context.request_abort()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _send(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            if self._closing:
+                raise RuntimeFailure("the engine is closed: its graph was unloaded or the backend was closed")
+            self._inbox.append(command)
+            self._wake.notify()
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                if self._scheduler.has_work:
+                    self._step_guarded()
+        finally:
+            self._shut_down()
+
+    def _take_commands(self) -> bool:
+        """Carry out the inbox, waiting for it when there is nothing else to do. False when closing."""
+        with self._wake:
+            while not (self._inbox or self._closing or self._scheduler.has_work):
+                self._wake.wait()
+            commands = list(self._inbox)
+            self._inbox.clear()
+            closing = self._closing
+        for command in commands:
+            self._carry_out(command)
+        return not closing
+
+    def _carry_out(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception:  # a fault of this package: it must not end everybody's session
+            _log.exception("a command to the engine failed")
+
+    def _step_guarded(self) -> None:
+        """A fault ends the generations that it struck, never the thread: the others' sessions live on."""
+        try:
+            self.step()
+        except Exception as fault:
+            if not isinstance(fault, WasiNNError):
+                _log.exception("the engine's step failed")
+            kind = type(fault) if isinstance(fault, WasiNNError) else RuntimeFailure
+            for chunk in self._plan.chunks:
+                self._context.remove(chunk.stream, 0)
+                self._scheduler.restart(chunk.request)
+                generation = self._generations.get(chunk.request.id)
+                if generation is not None:
+                    self._finish(generation, FinishReason.ERROR, kind(f"the run failed: {fault}"))
+
+    def step(self) -> None:
+        """One batch: plan, apply, decode, sample, commit."""
+        self._plan = plan = self._scheduler.plan()
+        if not self._apply(plan) or not plan.chunks:
+            return
+        rows = fill_batch(self._batch, plan)
+        status = self._decode(plan)
+        if status is DecodeStatus.ABORTED:
+            self._undo(plan)
+            return
+        if status is DecodeStatus.NO_ROOM:
+            raise RuntimeFailure(
+                f"llama.cpp found no room for a batch of {plan.n_tokens} tokens: "
+                f"lower model.n_ctx or backend.max_concurrent, or unload other graphs"
+            )
+        tokens = self._sample(plan, rows)
+        self._commit(plan, tokens)
+
+    def _apply(self, plan: StepPlan) -> bool:
+        """False when the plan no longer holds: a memory that cannot cut (recurrent models) had to be cleared."""
+        holds = True
+        for removal in plan.removals:
+            if not self._context.remove(removal.stream, removal.first_position):
+                self._context.remove(removal.stream, 0)
+                holds = False
+                for chunk in plan.chunks:
+                    if chunk.stream == removal.stream:
+                        self._scheduler.restart(chunk.request)
+        return holds
+
+    def _decode(self, plan: StepPlan) -> DecodeStatus:
+        self._prompting = frozenset(chunk.request.id for chunk in plan.chunks if chunk.n_tokens > 1)
+        try:
+            return self._context.decode(self._batch)
+        finally:
+            self._prompting = frozenset()
+
+    def _undo(self, plan: StepPlan) -> None:
+        """An aborted decode left an unknown part of the batch in the memory: cut back to what was committed."""
+        for chunk in plan.chunks:
+            if not self._context.remove(chunk.stream, chunk.first_position):
+                self._context.remove(chunk.stream, 0)
+                self._scheduler.restart(chunk.request)
+
+    def _sample(self, plan: StepPlan, rows: list[int]) -> list[int | None]:
+        generations = self._generations
+        return [
+            generations[chunk.request.id].sampler.sample(self._context, row) if chunk.samples else None
+            for chunk, row in zip(plan.chunks, rows, strict=True)
+        ]
+
+    def _commit(self, plan: StepPlan, tokens: list[int | None]) -> None:
+        now_s = self._clock()
+        for chunk, token in zip(plan.chunks, tokens, strict=True):
+            self._scheduler.commit(chunk)
+            if token is not None:
+                self._take_token(chunk, token, now_s)
+
+    def _take_token(self, chunk: Chunk, token: int, now_s: float) -> None:
+        """Turn a sampled token into output and decide whether the generation goes on."""
+        generation = self._generations[chunk.request.id]
+        limits = generation.limits
+        if generation.first_token_s is None:
+            generation.first_token_s = now_s
+        ends = self._vocabulary.is_end_of_generation(token)
+        if not ends or limits.keep_special:
+            generation.publish(generation.assembler.feed(self._piece(token, special=limits.keep_special)))
+        if ends:
+            self._finish(generation, FinishReason.STOP)
+            return
+        generation.n_tokens_output += 1
+        if generation.assembler.stopped:
+            self._finish(generation, FinishReason.STOP_STRING)
+        elif generation.n_tokens_output == limits.n_tokens_max:
+            self._finish(generation, FinishReason.LENGTH)
+        elif limits.duration_max_s is not None and now_s - generation.submitted_s >= limits.duration_max_s:
+            self._finish(generation, FinishReason.TIME)
+        elif len(chunk.request.tokens) == self.n_ctx:
+            self._finish(generation, FinishReason.CONTEXT_FULL, self._context_full())
+        else:
+            self._scheduler.append_sampled(chunk.request, token)
+
+    def _context_full(self) -> ContextFull:
+        return ContextFull(
+            f"the context window of {self.n_ctx} tokens is full; the text so far is kept: raise model.n_ctx, "
+            f"lower stopping.max_tokens or start a new context"
+        )
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        cache = self._pieces_special if special else self._pieces
+        piece = cache.get(token)
+        if piece is None:
+            piece = cache[token] = self._vocabulary.piece(token, special=special)
+        return piece
+
+    def _start(self, generation: Generation) -> None:
+        if generation.done:
+            return
+        self._generations[generation.request.id] = generation
+        self._scheduler.add(generation.request)
+
+    def _finish(self, generation: Generation, reason: FinishReason, error: WasiNNError | None = None) -> None:
+        if generation.done:
+            return
+        self._scheduler.finish(generation.request)
+        self._generations.pop(generation.request.id, None)
+        generation.finish(reason, error, self._clock())
+
+    def _shut_down(self) -> None:
+        with self._wake:  # commands that came in between find the door closed or are carried out here
+            self._closing = True
+            commands = list(self._inbox)
+            self._inbox.clear()
+        for command in commands:
+            self._carry_out(command)
+        for generation in list(self._generations.values()):
+            self._finish(generation, FinishReason.CANCELLED, Cancelled("the backend was closed during the run"))
+        self._context.close()

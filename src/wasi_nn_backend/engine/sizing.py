@@ -1,0 +1,81 @@
+"""How large a llama context to create: the numbers between the configuration and llama.cpp."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wasi_nn_backend.config import Settings
+from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.llama.interface import ContextParams, Model, ModelParams
+
+__all__ = ["context_params", "model_params", "n_usable_cores", "same_engine"]
+
+_MIB = 1 << 20
+
+
+def n_usable_cores() -> int:
+    """Cores that this process may run on, which in a container is fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def same_engine(left: Settings, right: Settings) -> bool:
+    """Whether two settings, for one file, are served by one engine."""
+    return left is right or (
+        left.model == right.model and left.memory == right.memory and left.backend == right.backend
+    )
+
+
+def model_params(path: Path, settings: Settings) -> ModelParams:
+    model = settings.model
+    return ModelParams(
+        path=path,
+        n_gpu_layers=model.n_gpu_layers,
+        main_gpu=model.main_gpu,
+        split_mode=model.split_mode,
+        tensor_split=model.tensor_split,
+        use_mmap=model.use_mmap,
+        use_mlock=model.use_mlock,
+        check_tensors=model.check_tensors,
+    )
+
+
+def context_params(model: Model, settings: Settings) -> ContextParams:
+    """One stream for each sequence that may run at once, as far as ``memory.max_memory_mb`` reaches.
+
+    Raises ``InvalidArgument`` when not even one stream fits.
+    """
+    section = settings.model
+    n_ctx = section.n_ctx or model.n_ctx_train
+    if "n_ctx" not in section.model_fields_set and model.n_ctx_train:
+        n_ctx = min(n_ctx, model.n_ctx_train)  # nobody asked for more than the model was trained for
+    kv_bytes_per_stream = n_ctx * model.kv_bytes_per_token(section.cache_type_k, section.cache_type_v)
+    n_sequences = settings.backend.max_concurrent
+    if settings.memory.max_memory_mb:
+        n_sequences = min(n_sequences, settings.memory.max_memory_mb * _MIB // max(1, kv_bytes_per_stream))
+    if n_sequences < 1:
+        raise InvalidArgument(
+            f"a context of {n_ctx} tokens needs {kv_bytes_per_stream / _MIB:.0f} MiB of KV cache and "
+            f"memory.max_memory_mb is {settings.memory.max_memory_mb}: lower model.n_ctx or raise the limit"
+        )
+    return ContextParams(
+        n_ctx=n_ctx,
+        n_sequences=n_sequences,
+        n_batch=section.batch_size,
+        n_ubatch=min(section.ubatch_size, section.batch_size),
+        n_threads=section.threads or n_usable_cores(),
+        flash_attention=section.flash_attention,
+        cache_type_k=section.cache_type_k,
+        cache_type_v=section.cache_type_v,
+        offload_kqv=section.offload_kqv,
+        rope_scaling_type=section.rope_scaling_type,
+        rope_freq_base=section.rope_freq_base,
+        rope_freq_scale=section.rope_freq_scale,
+        yarn_ext_factor=section.yarn_ext_factor,
+        yarn_attn_factor=section.yarn_attn_factor,
+        yarn_beta_fast=section.yarn_beta_fast,
+        yarn_beta_slow=section.yarn_beta_slow,
+        yarn_orig_ctx=section.yarn_orig_ctx,
+    )

@@ -1,0 +1,363 @@
+"""One user's side of a graph: set_input, compute, get_output, and the token-by-token calls."""
+
+from __future__ import annotations
+
+import codecs
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer
+from wasi_nn_backend.config.layers import merge
+from wasi_nn_backend.engine import EngineLease, same_engine
+from wasi_nn_backend.errors import Busy, EndOfSequence, InvalidArgument
+from wasi_nn_backend.llama.interface import Llama
+from wasi_nn_backend.output import FinishReason, RunMetadata
+from wasi_nn_backend.session import Message, Run, Session, start_run
+from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Door, Tensor
+
+__all__ = ["ExecutionContext", "OwningGraph", "TextSink"]
+
+#: Receives text bytes as they are generated. What it raises ends the run and reaches the caller of compute.
+TextSink = Callable[[bytes], None]
+
+
+class OwningGraph(Protocol):
+    """What a context needs of its graph."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def door(self) -> Door: ...
+
+    @property
+    def llama(self) -> Llama: ...
+
+    def settings_with(self, *layers: Layer) -> Settings:
+        """The settings in force under further layers."""
+
+    def next_id(self) -> int: ...
+
+    def lease(self, settings: Settings) -> EngineLease:
+        """An engine for these settings: the graph's own where it serves them. Raises when the graph is unloaded."""
+
+    def forget(self, context: ExecutionContext) -> None: ...
+
+
+class ExecutionContext:
+    """Made by ``Graph.init_execution_context``. One call at a time: a second thread gets ``Busy``; ``cancel`` and
+    ``close`` may come from any thread at any time. A context manager that closes.
+    """
+
+    def __init__(self, graph: OwningGraph, context_id: int, layer: Layer) -> None:
+        self.graph = graph
+        self.id = context_id
+        self.settings = graph.settings_with(layer)
+        self._layer = layer
+        self._session = Session(context_id, graph.door.prompt_mode)
+        self._entered = threading.Lock()  # held while a call works on this context
+        self._run: Run | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
+        self._single_is_open = False  # whether the last run is a token-by-token one that may give more
+        self._input_is_newer = False  # whether a prompt was set since the last run started
+        self._closing = threading.Lock()
+        self._closed = False
+        # An engine that only this context's settings need must not come and go with every compute.
+        self._lease: EngineLease | None = graph.lease(self.settings)
+
+    # WASI-NN, in the order of a guest's calls.
+
+    def set_input(self, index: int, tensor: Tensor | bytes | str) -> None:
+        """Index 1: configuration JSON for this context, over what it has. Any other index: the prompt.
+
+        Dimensions are not looked at. A token-by-token run under way ends with a new prompt, and keeps its settings
+        under new configuration. Raises ``InvalidArgument`` (closed, unloaded, wrong value), ``InvalidEncoding`` (not JSON),
+        ``Busy``; then nothing has changed.
+        """
+        with self._enter(needs_graph=True):
+            data = _tensor_bytes(tensor)
+            if index == CONFIG_INDEX:
+                self._configure(parse_layer(data, name="context", unknown=self.graph.door.unknown_keys))
+            else:
+                self._take_prompt(data)
+
+    def compute(self, stdout: TextSink | None = None) -> None:
+        """Generate for the prompt that was set, all of it; the text is then at output index 0.
+
+        ``stdout`` receives the text as it comes when ``session.stream_stdout`` is on. Computing again without a new
+        prompt generates again. Raises ``InvalidArgument`` (no prompt), ``PromptTooLong``, ``ContextFull`` and
+        ``Cancelled`` (text so far is kept for get_output), ``RuntimeFailure``.
+        """
+        with self._enter(needs_graph=True):
+            self._compute(self.settings, stdout)
+
+    def get_output(self, index: int = 0) -> bytes:
+        """Index 1: metadata JSON. Any other index: the text of the last run, empty before the first."""
+        if index == METADATA_INDEX:
+            return self.run_metadata.to_json()
+        run = self._run
+        return b"" if run is None else run.text
+
+    def compute_single(self, stdout: TextSink | None = None) -> None:
+        """Generate one token; its text is then at ``get_output_single(0)``.
+
+        The first call computes the prompt. Raises ``EndOfSequence`` when the run is over (the model ended it, a stop
+        string, ``stopping.max_tokens``), and what ``compute`` raises; the call after that starts again.
+        """
+        with self._enter(needs_graph=True):
+            if not self._single_is_open:
+                self._start(self.settings, streams=True, single=True)
+                self._single_is_open = True
+            run = self._current_run()
+            piece = run.take_piece()
+            if piece is None:
+                self._end_single()
+                run.raise_error()
+                raise EndOfSequence("the run is over: there is no further token")
+            if stdout is not None and piece and self.settings.session.stream_stdout:
+                stdout(piece)
+
+    def get_output_single(self, index: int = 0) -> bytes:
+        """Index 1: metadata JSON. Any other: the last token's text; empty before one, and while a character is
+        incomplete."""
+        if index == METADATA_INDEX:
+            return self.run_metadata.to_json()
+        run = self._run
+        return b"" if run is None else run.last_piece
+
+    def fini_single(self) -> None:
+        """End a token-by-token run and clear its output; the prompt stays. Always possible on an open context."""
+        with self._enter():
+            self._end_single()
+            self._run = None
+            self._input_is_newer = self._session.has_input
+
+    def close(self) -> None:
+        """Stop what runs and free the sequence's cells before returning. Raises ``InvalidArgument`` the second time."""
+        if not self.shut_down():
+            raise InvalidArgument(f"execution context {self.id} is closed already")
+
+    # For embedders.
+
+    def run_inference(self, prompt: str | bytes, config: ConfigSource = None) -> str:
+        """set_input, compute and get_output in one. ``config`` holds for this call only."""
+        with self._enter(needs_graph=True):
+            settings = self._call_settings(config)
+            self._take_prompt(_tensor_bytes(prompt))
+            self._compute(settings, None)
+            return self._current_run().text.decode(errors="replace")
+
+    def stream(self, prompt: str | bytes, config: ConfigSource = None) -> Iterator[str]:
+        """``run_inference`` in pieces, as they are generated. Work starts at the first ``next``; closing the iterator
+        early cancels the run, and what was generated until then counts as the answer."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with self._enter(needs_graph=True):
+            settings = self._call_settings(config)
+            self._take_prompt(_tensor_bytes(prompt))
+            run = self._start(settings, streams=True)
+            try:
+                while (piece := run.take_piece()) is not None:
+                    if text := decoder.decode(piece):
+                        yield text
+            finally:
+                self._finish(run)
+            run.raise_error()
+            if text := decoder.decode(b"", final=True):
+                yield text
+
+    def cancel(self) -> None:
+        """Stop a run from another thread: its caller gets ``Cancelled``. Without effect when nothing runs."""
+        run = self._run
+        if run is not None:
+            run.cancel()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far, in chat mode."""
+        return self._session.messages
+
+    def reset(self) -> None:
+        """Forget the conversation, the pending prompt and the output; configuration stays."""
+        with self._enter():
+            self._end_single()
+            self._session.clear()
+            self._run = None
+            self._input_is_newer = False
+
+    @property
+    def run_metadata(self) -> RunMetadata:
+        """Figures of the last run; after ``set_input`` those of the prompt."""
+        llama = self.graph.llama
+        run = self._run
+        if run is not None and not self._input_is_newer:
+            return run.metadata(llama.build_number, llama.build_commit)
+        return RunMetadata(self._count_input_tokens(), 0, llama.build_number, llama.build_commit)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What output index 1 holds as JSON."""
+        return self.run_metadata.full()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shut_down()
+
+    # For the graph.
+
+    def shut_down(self) -> bool:
+        """``close`` that tells whether there was something to close instead of raising."""
+        with self._closing:
+            if self._closed:
+                return False
+            self._closed = True  # a call that is about to submit a run sees it; later calls are refused
+        self.cancel()
+        with self._entered:
+            self._end_single()
+            self._give_up_lease(wait=True)
+        self.graph.forget(self)
+        return True
+
+    def detach(self) -> None:
+        """The graph was unloaded: let go of its engine, now or when the call that is inside returns."""
+        if self._entered.acquire(blocking=False):
+            self._leave()
+
+    # Inside.
+
+    @contextmanager
+    def _enter(self, *, needs_graph: bool = False) -> Iterator[None]:
+        if not self._entered.acquire(blocking=False):
+            raise Busy(f"execution context {self.id} is working on another call: wait for it or cancel it")
+        try:
+            if self._closed:
+                raise InvalidArgument(f"execution context {self.id} is closed")
+            if needs_graph and not self.graph.alive:
+                raise InvalidArgument(f'the graph "{self.graph.name}" is unloaded: load it and make a new context')
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Let the next call in; before and after, see whether the graph was unloaded meanwhile."""
+        while True:
+            if not self.graph.alive and self._lease is not None:
+                self._end_single()
+                self._give_up_lease(wait=False)
+            self._entered.release()
+            if self.graph.alive or self._lease is None or not self._entered.acquire(blocking=False):
+                return
+
+    def _configure(self, layer: Layer) -> None:
+        """Take configuration; where it changes model or context settings, the engine that they need comes first."""
+        merged = merge((self._layer, layer), name="context")
+        settings = self.graph.settings_with(merged)
+        if not same_engine(settings, self.settings):
+            lease = self.graph.lease(settings)
+            self._end_single()
+            self._give_up_lease(wait=False)
+            self._lease = lease
+        self._layer, self.settings = merged, settings
+
+    def _call_settings(self, config: ConfigSource) -> Settings:
+        if config is None:
+            return self.settings
+        layer = parse_layer(config, name="call", unknown=self.graph.door.unknown_keys)
+        return self.graph.settings_with(self._layer, layer)
+
+    def _take_prompt(self, prompt: bytes) -> None:
+        self._end_single()
+        self._session.set_input(prompt)
+        self._input_is_newer = True
+
+    def _compute(self, settings: Settings, stdout: TextSink | None) -> None:
+        self._end_single()
+        sink = stdout if settings.session.stream_stdout else None
+        run = self._start(settings, streams=sink is not None)
+        try:
+            if sink is None:
+                run.wait()
+            else:
+                while (piece := run.take_piece()) is not None:
+                    if piece:
+                        sink(piece)
+        finally:
+            self._finish(run)
+        run.raise_error()
+
+    def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> Run:
+        """Submit the pending prompt. The run before it, and its output, are gone only when that worked."""
+        lease = self._lease_for(settings)
+        try:
+            run = start_run(self._session, lease, settings, self.graph.next_id(), streams=streams, single=single)
+        except BaseException:
+            lease.release()
+            raise
+        self._run, self._input_is_newer = run, False
+        if self._closed:  # closed while this was on its way: whoever closed waits for the call to return
+            run.cancel()
+        return run
+
+    def _finish(self, run: Run) -> None:
+        """The caller is done with a run, early or not: end it, record the turn, give its engine back."""
+        run.cancel()
+        run.wait()
+        if run.finish_reason is not FinishReason.ERROR and (
+            run.text or run.finish_reason is not FinishReason.CANCELLED
+        ):
+            self._session.finish_turn(run.prompt, run.text)
+        if run.lease.key != self._require_lease().key:  # an engine for this call's settings only
+            run.lease.engine.forget_session(self.id, wait=False)
+        run.lease.release()
+
+    def _end_single(self) -> None:
+        if self._single_is_open:
+            self._single_is_open = False
+            self._finish(self._current_run())
+
+    def _current_run(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("no run is open")  # a fault of this class, never of a caller
+        return self._run
+
+    def _lease_for(self, settings: Settings) -> EngineLease:
+        if same_engine(settings, self.settings):
+            return self._require_lease().retain()
+        return self.graph.lease(settings)
+
+    def _require_lease(self) -> EngineLease:
+        if self._lease is None:
+            raise InvalidArgument(f'the graph "{self.graph.name}" is unloaded: load it and make a new context')
+        return self._lease
+
+    def _give_up_lease(self, *, wait: bool) -> None:
+        """Free this session's cells and let the engine go. ``wait``: until the cells are free."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.engine.forget_session(self.id, wait=wait)
+            lease.release()
+
+    def _count_input_tokens(self) -> int:
+        """Tokens of the pending prompt; 0 without one, or when the graph that could tell is unloaded."""
+        lease = self._lease
+        if lease is None or not self._session.has_input:
+            return 0
+        return len(self._session.prompt(lease.model, self.settings).tokens)
+
+
+def _tensor_bytes(tensor: Tensor | bytes | str) -> bytes:
+    if isinstance(tensor, Tensor):
+        return tensor.data
+    if isinstance(tensor, str):
+        return tensor.encode(errors="replace")
+    if isinstance(tensor, bytes | bytearray | memoryview):
+        return bytes(tensor)
+    raise InvalidArgument(f"an input is a Tensor, bytes or str, got {type(tensor).__name__}")

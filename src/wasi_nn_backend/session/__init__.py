@@ -1,0 +1,9 @@
+"""What one user is doing: pending input, conversation, the run that answers it."""
+
+from __future__ import annotations
+
+from wasi_nn_backend.session.chat import ChatTemplate, Message
+from wasi_nn_backend.session.run import Run, start_run
+from wasi_nn_backend.session.session import Prompt, Session
+
+__all__ = ["ChatTemplate", "Message", "Prompt", "Run", "Session", "start_run"]

@@ -1,0 +1,143 @@
+"""One run of a session's prompt: from settings to a generation in the engine, and what its caller reads of it."""
+
+from __future__ import annotations
+
+from wasi_nn_backend.config import Settings
+from wasi_nn_backend.engine import EngineLease, Generation, GenerationLimits
+from wasi_nn_backend.errors import PromptTooLong
+from wasi_nn_backend.llama.interface import Penalties, Sampler
+from wasi_nn_backend.output import FinishReason, RunMetadata
+from wasi_nn_backend.sampling import build_stages
+from wasi_nn_backend.scheduler import Request
+from wasi_nn_backend.session.session import Prompt, Session
+
+__all__ = ["Run", "start_run"]
+
+#: A prompt must leave this many cells, as WasmEdge has it: guests rely on the border.
+N_CELLS_RESERVED = 4
+
+#: How many tokens a token-by-token run may be ahead of its caller, so that the callers' steps can still be batched, and
+#: after how many taken ones the engine is told. Ahead by more would waste work when the caller stops early.
+N_TOKENS_AHEAD = 8
+N_TOKENS_PER_GRANT = 4
+
+
+class Run:
+    """A generation, the lease that keeps its engine alive, and how much of it the caller has taken."""
+
+    def __init__(self, generation: Generation, lease: EngineLease, prompt: Prompt, *, single: bool) -> None:
+        self.prompt = prompt
+        self.last_piece = b""
+        self.is_single = single
+        self._generation = generation
+        self._lease = lease
+        self._taken = bytearray()
+        self._n_tokens_taken = 0
+
+    @property
+    def lease(self) -> EngineLease:
+        return self._lease
+
+    @property
+    def text(self) -> bytes:
+        """What was generated, or taken in a token-by-token run, which is a little ahead of its caller."""
+        return bytes(self._taken) if self.is_single else self._generation.text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self._generation.finish_reason
+
+    def wait(self) -> None:
+        self._generation.wait()
+
+    def cancel(self) -> None:
+        """Any thread; without effect when the run is over."""
+        self._lease.engine.cancel(self._generation)
+
+    def take_piece(self) -> bytes | None:
+        """The next token's text (perhaps empty), waiting for it; None when the run is over."""
+        piece = self._generation.next_piece()
+        if piece is None:
+            self.last_piece = b""
+            return None
+        self.last_piece = piece.text
+        if self.is_single:
+            self._taken += piece.text
+            self._n_tokens_taken += 1
+            if self._n_tokens_taken % N_TOKENS_PER_GRANT == 0 and not self._generation.done:
+                self._lease.engine.grant(self._generation, N_TOKENS_PER_GRANT)
+        return piece.text
+
+    def raise_error(self) -> None:
+        """Raise what ended the run early, as an exception of the caller's own: others may have got the same."""
+        error = self._generation.error
+        if error is not None:
+            raise type(error)(str(error)) from error
+
+    def metadata(self, build_number: int, build_commit: str) -> RunMetadata:
+        generation = self._generation
+        n_tokens_output = generation.n_tokens_output
+        if self.is_single:
+            n_tokens_output = min(n_tokens_output, self._n_tokens_taken)
+        start_s, first_s, end_s = generation.submitted_s, generation.first_token_s, generation.finished_s
+        return RunMetadata(
+            n_tokens_input=generation.request.n_tokens_prompt,
+            n_tokens_output=n_tokens_output,
+            build_number=build_number,
+            build_commit=build_commit,
+            finish_reason=generation.finish_reason,
+            n_tokens_reused=generation.request.n_tokens_reused,
+            time_to_first_token_ms=None if first_s is None else round((first_s - start_s) * 1000, 3),
+            duration_ms=None if end_s is None else round((end_s - start_s) * 1000, 3),
+        )
+
+
+def start_run(
+    session: Session, lease: EngineLease, settings: Settings, request_id: int, *, streams: bool, single: bool = False
+) -> Run:
+    """Submit a session's pending prompt to the leased engine, which the run then owns.
+
+    Raises ``InvalidArgument`` (no prompt, a template's refusal) and ``PromptTooLong``; the lease is the caller's then.
+    """
+    engine, model = lease.engine, lease.model
+    prompt = session.prompt(model, settings)
+    if len(prompt.tokens) > engine.n_ctx - N_CELLS_RESERVED:
+        raise PromptTooLong(
+            f"the prompt has {len(prompt.tokens)} tokens and the context window {engine.n_ctx}, of which "
+            f"{N_CELLS_RESERVED} stay free: shorten the prompt, start a new context or raise model.n_ctx"
+        )
+    stages = build_stages(settings, model.vocabulary, engine.n_ctx)
+    sampler = model.create_sampler(stages)
+    for stage in stages:
+        if isinstance(stage, Penalties):
+            _accept_prompt(sampler, prompt.tokens[-stage.last_n :])
+    request = Request(
+        id=request_id,
+        session_id=session.id,
+        tokens=list(prompt.tokens),
+        credit_tokens=N_TOKENS_AHEAD if single else None,
+    )
+    generation = Generation(request, sampler, _limits(settings), streams=streams or single)
+    try:
+        engine.submit(generation)
+    except BaseException:
+        sampler.close()
+        raise
+    return Run(generation, lease, prompt, single=single)
+
+
+def _accept_prompt(sampler: Sampler, tokens: list[int]) -> None:
+    """Repetition is punished from the prompt on, as llama.cpp's own programs do."""
+    for token in tokens:
+        sampler.accept(token)
+
+
+def _limits(settings: Settings) -> GenerationLimits:
+    stopping = settings.stopping
+    stops = [stop.encode() for stop in (*stopping.stop, stopping.reverse_prompt) if stop]
+    return GenerationLimits(
+        n_tokens_max=None if stopping.max_tokens < 0 else stopping.max_tokens,
+        stops=tuple(stops),
+        duration_max_s=stopping.max_time_ms / 1000 if stopping.max_time_ms else None,
+        keep_special=settings.session.special,
+    )

@@ -1,0 +1,106 @@
+"""One user's conversation with one model, and how it becomes tokens.
+
+The history is the truth; the KV cache only mirrors it. No engine is needed to read or change a session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wasi_nn_backend.config import Settings
+from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.llama.interface import Model
+from wasi_nn_backend.session.chat import ChatTemplate, Message
+from wasi_nn_backend.types import PromptMode
+
+__all__ = ["Prompt", "Session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one run computes. ``turn`` is the conversation up to it, in chat mode."""
+
+    tokens: list[int]
+    turn: tuple[Message, ...] | None
+
+
+class Session:
+    """Pending input and finished turns. Not thread-safe: its execution context serialises."""
+
+    def __init__(self, session_id: int, default_mode: PromptMode) -> None:
+        self.id = session_id
+        self._default_mode = default_mode
+        self._input: bytes | None = None
+        self._messages: tuple[Message, ...] = ()  # before the pending input
+        self._finished: tuple[Message, ...] | None = None  # with the pending input's answer, once there is one
+        self._templates: dict[str | None, ChatTemplate] = {}
+        self._prompt: tuple[Settings, Prompt] | None = None  # of the pending input, until it or the settings change
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns so far, without the system prompt, which is configuration."""
+        return self._messages if self._finished is None else self._finished
+
+    @property
+    def has_input(self) -> bool:
+        return self._input is not None
+
+    def set_input(self, prompt: bytes) -> None:
+        """Take the next prompt. The last turn, if it was answered, becomes history; an unanswered one is replaced."""
+        self._messages = self.messages
+        self._finished = None
+        self._input = prompt
+        self._prompt = None
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self._messages = ()
+        self._finished = None
+        self._input = None
+        self._prompt = None
+
+    def prompt(self, model: Model, settings: Settings) -> Prompt:
+        """Tokens of the pending input. Asking again gives the same: computing twice generates twice.
+
+        Raises ``InvalidArgument`` when there is no input, it makes no tokens, or the chat template refuses it.
+        """
+        if self._input is None:
+            raise InvalidArgument("there is no prompt to compute: call set_input with index 0 first")
+        if self._prompt is None or self._prompt[0] is not settings:
+            self._prompt = (settings, self._make_prompt(model, settings, self._input))
+        return self._prompt[1]
+
+    def finish_turn(self, prompt: Prompt, answer: bytes) -> None:
+        """Record the answer to a chat prompt; a raw prompt leaves no history."""
+        if prompt.turn is not None:
+            self._finished = (*prompt.turn, Message("assistant", answer.decode(errors="replace")))
+
+    def _make_prompt(self, model: Model, settings: Settings, text: bytes) -> Prompt:
+        turn = None
+        if (settings.session.prompt_mode or self._default_mode) == "raw":
+            tokens = model.vocabulary.tokenize(text, add_special=True, parse_special=True)
+        else:
+            turn = (*self._messages, Message("user", text.decode(errors="replace")))
+            tokens = self._chat_tokens(model, settings, turn)
+        if not tokens:
+            raise InvalidArgument("the prompt is empty: it makes no tokens")
+        return Prompt(tokens, turn)
+
+    def _chat_tokens(self, model: Model, settings: Settings, turn: tuple[Message, ...]) -> list[int]:
+        vocabulary = model.vocabulary
+        system = settings.session.system_prompt
+        rows = (Message("system", system), *turn) if system else turn
+        text = self._template(model, settings).render(rows)
+        # Some templates write the beginning-of-sequence token themselves: two of them make a model ramble.
+        begins_itself = bool(vocabulary.bos_text) and text.startswith(vocabulary.bos_text)
+        # A template can write half a surrogate pair, which has no UTF-8.
+        return vocabulary.tokenize(text.encode(errors="replace"), add_special=not begins_itself, parse_special=True)
+
+    def _template(self, model: Model, settings: Settings) -> ChatTemplate:
+        source = settings.session.chat_template or model.chat_template
+        template = self._templates.get(source)
+        if template is None:
+            vocabulary = model.vocabulary
+            template = ChatTemplate(source, bos_text=vocabulary.bos_text, eos_text=vocabulary.eos_text)
+            self._templates = {source: template}  # one is enough: a session rarely changes its template
+        return template

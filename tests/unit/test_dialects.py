@@ -1,0 +1,121 @@
+"""The dialects' numbers against the ABI documents, restated here as data."""
+
+from __future__ import annotations
+
+import pytest
+
+from wasi_nn_backend.dialects import CORE_DIALECTS, WASMEDGE, WITX, Dialect
+from wasi_nn_backend.errors import ErrorCode, InvalidArgument, InvalidEncoding
+from wasi_nn_backend.host.core_abi import CoreAbi
+
+#: errno by name, and which names share a number because the ABI has none for them.
+ERRNOS = {
+    "success": 0,
+    "invalid_argument": 1,
+    "invalid_encoding": 2,
+    "missing_memory": 3,
+    "busy": 4,
+    "timeout": 4,
+    "runtime_error": 5,
+    "unknown": 5,
+    "unsupported_operation": 6,
+    "security": 6,
+    "too_large": 7,
+    "not_found": 8,
+    "end_of_sequence": 100,
+    "context_full": 101,
+    "prompt_too_long": 102,
+    "model_not_found": 103,
+}
+TENSOR_TYPES = {0: "fp16", 1: "fp32", 2: "fp64", 3: "u8", 4: "i32", 5: "i64"}
+ENCODINGS = {
+    0: "openvino",
+    1: "onnx",
+    2: "tensorflow",
+    3: "pytorch",
+    4: "tensorflowlite",
+    5: "autodetect",
+    6: "ggml",
+}
+TARGETS = {0: "cpu", 1: "gpu", 2: "tpu"}
+N_PARAMETERS_WITX = {
+    "load": 5,
+    "load_by_name": 3,
+    "init_execution_context": 2,
+    "set_input": 3,
+    "compute": 1,
+    "get_output": 5,
+}
+N_PARAMETERS_WASMEDGE = N_PARAMETERS_WITX | {
+    "load_by_name_with_config": 5,
+    "get_output_single": 5,
+    "compute_single": 1,
+    "fini_single": 1,
+    "unload": 1,
+    "finalize_execution_context": 1,
+}
+
+dialects = pytest.mark.parametrize("dialect", CORE_DIALECTS, ids=lambda dialect: dialect.name)
+
+
+@dialects
+def test_every_error_has_the_number_of_the_abi(dialect: Dialect) -> None:
+    assert {code.value: dialect.errno(code) for code in ErrorCode} == ERRNOS
+
+
+@dialects
+def test_types_encodings_and_targets_are_those_of_the_abi(dialect: Dialect) -> None:
+    assert {number: value.value for number, value in dialect.tensor_types.items()} == TENSOR_TYPES
+    assert {number: value.value for number, value in dialect.encodings.items()} == ENCODINGS
+    assert {number: value.value for number, value in dialect.targets.items()} == TARGETS
+
+
+@pytest.mark.parametrize(("dialect", "n_parameters"), [(WITX, N_PARAMETERS_WITX), (WASMEDGE, N_PARAMETERS_WASMEDGE)])
+def test_functions_have_the_parameters_of_the_abi(dialect: Dialect, n_parameters: dict[str, int]) -> None:
+    assert dialect.import_module == "wasi_ephemeral_nn"
+    assert {name: len(parameters) for name, parameters in dialect.functions.items()} == n_parameters
+
+
+@dialects
+def test_every_function_of_a_dialect_is_implemented(dialect: Dialect) -> None:
+    assert [name for name in dialect.functions if not callable(getattr(CoreAbi, name, None))] == []
+
+
+@dialects
+@pytest.mark.parametrize("padding", [0, 0x100, 0xABCDEF00])
+def test_only_the_low_byte_of_type_and_encoding_counts(dialect: Dialect, padding: int) -> None:
+    assert {n: dialect.tensor_type(n | padding).value for n in TENSOR_TYPES} == TENSOR_TYPES
+    assert {n: dialect.encoding(n | padding).value for n in ENCODINGS} == ENCODINGS
+
+
+@dialects
+def test_numbers_outside_of_the_tables_are_refused(dialect: Dialect) -> None:
+    for number in range(6, 256):
+        with pytest.raises(InvalidArgument):
+            dialect.tensor_type(number)
+    for number in range(7, 256):
+        with pytest.raises(InvalidEncoding):
+            dialect.encoding(number)
+    for number in (3, 256, 0xFFFF_FFFF):
+        with pytest.raises(InvalidArgument):
+            dialect.target(number)
+
+
+def test_wasmedge_shows_four_metadata_keys_and_its_own_defaults() -> None:
+    assert WASMEDGE.metadata_keys == ("input_tokens", "output_tokens", "llama_build_number", "llama_commit")
+    assert WITX.metadata_keys is None
+    assert WASMEDGE.door.defaults["sampling"] == {"temperature": 0.8, "top_p": 0.95, "repeat_penalty": 1.0}
+    assert WASMEDGE.door.unknown_keys == "ignore"
+
+
+@dialects
+def test_guests_send_raw_prompts_and_may_not_open_paths(dialect: Dialect) -> None:
+    assert dialect.door.prompt_mode == "raw"
+    assert not dialect.door.allows_paths
+
+
+@dialects
+def test_tables_cannot_be_changed(dialect: Dialect) -> None:
+    for table in (dialect.errnos, dialect.tensor_types, dialect.encodings, dialect.targets, dialect.functions):
+        with pytest.raises(TypeError):
+            table[0] = None  # type: ignore[index]

@@ -1,0 +1,317 @@
+"""Who goes next: schedules of recorded arrivals, and what must hold under any of them.
+
+The requests run on a plain memory with a pure function for a model: what a request generates depends on its own tokens
+alone, so a schedule that mixes up streams, positions or tokens shows up as a wrong token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.kvcache import StreamPool
+from wasi_nn_backend.scheduler import Chunk, Request, RequestState, Scheduler, StepPlan
+
+N_CTX = 24
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    token = 0
+    for seen in tokens:
+        token = (token * 31 + seen + 1) % 1009
+    return token
+
+
+def alone(prompt: Sequence[int], n_tokens: int) -> list[int]:
+    """What a request generates that nobody disturbs."""
+    tokens = list(prompt)
+    for _ in range(n_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class Simulation:
+    """An engine without a llama: applies plans to lists of tokens and checks each of them on the way."""
+
+    n_streams: int
+    n_batch: int
+    requests: list[Request] = field(default_factory=list)
+    goals: dict[int, int] = field(default_factory=dict)  # request id -> tokens to generate
+    cancelled: set[int] = field(default_factory=set)
+    log: list[list[tuple[int, int, int]]] = field(default_factory=list)  # each step's (request, stream, n_tokens)
+
+    def __post_init__(self) -> None:
+        self.pool = StreamPool(self.n_streams, N_CTX)
+        self.scheduler = Scheduler(self.pool, self.n_batch)
+        self.memory: list[list[int]] = [[] for _ in range(self.n_streams)]
+        self.results: dict[int, list[int]] = {}
+
+    def add(self, session_id: int, prompt: list[int], n_tokens: int, credit_tokens: int | None = None) -> Request:
+        request = Request(len(self.requests), session_id, list(prompt), credit_tokens)
+        self.requests.append(request)
+        self.goals[request.id] = n_tokens
+        self.scheduler.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        if request.state is not RequestState.FINISHED:
+            self.cancelled.add(request.id)
+        self.scheduler.finish(request)
+
+    def unfinished(self) -> list[Request]:
+        return [request for request in self.requests if request.state is not RequestState.FINISHED]
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.plan()
+        self.check(plan)
+        for removal in plan.removals:
+            del self.memory[removal.stream][removal.first_position :]
+        self.log.append([(chunk.request.id, chunk.stream, chunk.n_tokens) for chunk in plan.chunks])
+        for chunk in plan.chunks:
+            self.run(chunk)
+        assert self.pool.n_cells_used == sum(len(tokens) for tokens in self.memory)
+        return plan
+
+    def check(self, plan: StepPlan) -> None:
+        assert plan.n_tokens <= self.n_batch
+        assert len({chunk.stream for chunk in plan.chunks}) == len(plan.chunks)
+        pending = [chunk.request.n_tokens_pending for chunk in plan.chunks]
+        n_generating = sum(n == 1 for n in pending)
+        assert all(n == 1 for n in pending[:n_generating]), "a prompt came before a generation"
+        held = {request.stream for request in self.requests if request.stream is not None}
+        sessions = [request.session_id for request in self.requests if request.stream is not None]
+        assert len(set(sessions)) == len(sessions)
+        waiting = [r for r in self.requests if r.state is RequestState.WAITING and r.session_id not in sessions]
+        if waiting:
+            assert len(held) == self.n_streams, "a request waits beside a free stream"
+            holders = [request for request in self.requests if request.stream is not None]
+            assert all(request.state is RequestState.RUNNING for request in holders), "a paused request blocks one"
+        assert bool(plan.chunks) == any(request.state is RequestState.RUNNING for request in self.requests)
+
+    def run(self, chunk: Chunk) -> None:
+        request, memory = chunk.request, self.memory[chunk.stream]
+        assert chunk.first_position == len(memory)
+        memory += request.tokens[chunk.first_position : chunk.first_position + chunk.n_tokens]
+        assert len(memory) <= N_CTX
+        assert memory == request.tokens[: len(memory)]
+        assert chunk.samples == (memory == request.tokens)
+        self.scheduler.commit(chunk)
+        if chunk.samples:
+            token = next_token(memory)
+            if request.n_tokens_generated + 1 == self.goals[request.id]:
+                self.results[request.id] = [*request.tokens[request.n_tokens_prompt :], token]
+                self.scheduler.finish(request)
+            else:
+                self.scheduler.append_sampled(request, token)
+
+    def run_to_the_end(self, n_steps_max: int = 2000) -> None:
+        """Grant whatever is asked for until nothing is left, as consumers do that read on."""
+        for _ in range(n_steps_max):
+            if not self.unfinished():
+                break
+            for request in self.unfinished():
+                self.scheduler.grant(request, 1)
+            self.step()
+        assert not self.unfinished(), "some requests never finish"
+        for request in self.requests:
+            if request.id not in self.cancelled:
+                prompt = request.tokens[: request.n_tokens_prompt]
+                assert self.results[request.id] == alone(prompt, self.goals[request.id])
+
+
+def run_trace(trace: Sequence[tuple[int, int, int, int]], n_streams: int, n_batch: int) -> list[list[tuple[int, int]]]:
+    """Arrivals (step, session, prompt length, tokens to generate) to the schedule: a step's (request, n_tokens)."""
+    simulation = Simulation(n_streams, n_batch)
+    for step in range(200):
+        for at, session_id, n_prompt, n_tokens in trace:
+            if at == step:
+                simulation.add(session_id, [session_id] * n_prompt, n_tokens)
+        if step > max(at for at, *_ in trace) and not simulation.unfinished():
+            break
+        simulation.step()
+    simulation.run_to_the_end()
+    return [[(request_id, n_tokens) for request_id, _, n_tokens in chunks] for chunks in simulation.log]
+
+
+@pytest.mark.parametrize(
+    ("trace", "n_streams", "n_batch", "schedule"),
+    [
+        pytest.param([(0, 1, 3, 2)], 1, 8, [[(0, 3)], [(0, 1)]], id="alone"),
+        pytest.param([(0, 1, 5, 1)], 1, 2, [[(0, 2)], [(0, 2)], [(0, 1)]], id="a prompt in chunks"),
+        pytest.param(
+            [(0, 1, 1, 4), (1, 2, 6, 2)],
+            2,
+            4,
+            [[(0, 1)], [(0, 1), (1, 3)], [(0, 1), (1, 3)], [(0, 1), (1, 1)]],
+            id="a long prompt beside a generation",
+        ),
+        pytest.param(
+            [(0, 1, 2, 2), (0, 2, 2, 1), (0, 3, 2, 1)],
+            2,
+            8,
+            [[(0, 2), (1, 2)], [(0, 1), (2, 2)]],
+            id="the third waits for a stream",
+        ),
+        pytest.param(
+            [(0, 1, 1, 2), (0, 2, 1, 2), (0, 3, 1, 2)],
+            3,
+            2,
+            [[(0, 1), (1, 1)], [(2, 1), (0, 1)], [(1, 1), (2, 1)]],
+            id="more generations than a batch holds take turns",
+        ),
+        pytest.param(
+            [(0, 1, 2, 2), (1, 1, 3, 1), (1, 2, 2, 1)],
+            2,
+            8,
+            [[(0, 2)], [(0, 1), (2, 2)], [(1, 1)]],
+            id="a session's second request waits for its first and finds its tokens",
+        ),
+    ],
+)
+def test_a_recorded_trace_has_one_schedule(
+    trace: list[tuple[int, int, int, int]], n_streams: int, n_batch: int, schedule: list[list[tuple[int, int]]]
+) -> None:
+    assert run_trace(trace, n_streams, n_batch) == schedule
+
+
+_arrivals = st.tuples(st.integers(0, 8), st.integers(0, 5), st.integers(1, 10), st.integers(1, 10))
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(_arrivals, min_size=1, max_size=8), st.integers(1, 4), st.integers(1, 9))
+def test_the_same_trace_gives_the_same_schedule(
+    trace: list[tuple[int, int, int, int]], n_streams: int, n_batch: int
+) -> None:
+    assert run_trace(trace, n_streams, n_batch) == run_trace(trace, n_streams, n_batch)
+
+
+_events = st.one_of(
+    st.tuples(
+        st.just("add"),
+        st.integers(0, 5),
+        st.lists(st.integers(0, 1), min_size=1, max_size=10),
+        st.integers(1, 12),
+        st.none() | st.integers(1, 3),
+    ),
+    st.tuples(st.just("step")),
+    st.tuples(st.just("step")),
+    st.tuples(st.just("grant"), st.integers(0, 20), st.integers(1, 3)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("forget"), st.integers(0, 5)),
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.lists(_events, max_size=60), st.integers(1, 4), st.integers(1, 9))
+def test_under_any_events_all_that_is_not_cancelled_finishes_as_if_alone(
+    events: list[tuple], n_streams: int, n_batch: int
+) -> None:
+    simulation = Simulation(n_streams, n_batch)
+    for name, *values in events:
+        requests = simulation.requests
+        if name == "add":
+            simulation.add(*values)
+        elif name == "step":
+            simulation.step()
+        elif name == "grant" and requests:
+            simulation.scheduler.grant(requests[values[0] % len(requests)], values[1])
+        elif name == "cancel" and requests:
+            simulation.cancel(requests[values[0] % len(requests)])
+        elif name == "forget":
+            for request in requests:
+                if request.session_id == values[0]:
+                    simulation.cancel(request)
+            simulation.scheduler.forget_session(values[0])
+    simulation.run_to_the_end()
+    for session_id in range(6):
+        simulation.scheduler.forget_session(session_id)
+    if simulation.scheduler.has_work:
+        simulation.step()
+    assert not simulation.scheduler.has_work
+    assert simulation.pool.n_cells_used == 0
+    assert not any(simulation.memory)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 10), min_size=2, max_size=4), st.integers(1, 4))
+def test_every_running_generation_gets_its_turn(n_prompt_tokens: list[int], n_batch: int) -> None:
+    """With room for all, one token each step; with less, one within as many steps as the batch needs to go round."""
+    n = len(n_prompt_tokens)
+    simulation = Simulation(n, n_batch)
+    requests = [simulation.add(i, [i] * n_prompt, 12) for i, n_prompt in enumerate(n_prompt_tokens)]
+    last_turn = dict.fromkeys(range(n), 0)
+    n_rounds = -(-n // n_batch)
+    for step in range(60):
+        generating = {r.id for r in requests if r.state is RequestState.RUNNING and r.n_tokens_pending == 1}
+        chunks = {chunk.request.id for chunk in simulation.step().chunks}
+        for request_id in range(n):
+            if request_id in chunks or request_id not in generating:
+                last_turn[request_id] = step
+            assert step - last_turn[request_id] < n_rounds
+
+
+def test_a_paused_request_gives_its_stream_to_one_that_waits_and_resumes_as_if_nothing_had_been() -> None:
+    simulation = Simulation(1, 8)
+    slow = simulation.add(1, [1, 2, 3], 6, credit_tokens=2)
+    simulation.step()
+    simulation.step()
+    assert slow.state is RequestState.PAUSED
+    other = simulation.add(2, [4, 5], 2)
+    simulation.step()
+    assert (slow.stream, slow.n_tokens_computed, other.state) == (None, 0, RequestState.RUNNING)
+    simulation.step()
+    assert other.state is RequestState.FINISHED
+    assert not simulation.scheduler.has_work
+    simulation.scheduler.grant(slow, 3)
+    assert simulation.scheduler.has_work
+    simulation.run_to_the_end()
+
+
+def test_a_paused_request_that_lost_its_stream_can_be_finished() -> None:
+    simulation = Simulation(1, 8)
+    slow = simulation.add(1, [1], 6, credit_tokens=1)
+    simulation.step()
+    simulation.add(2, [2], 3)
+    simulation.step()
+    simulation.cancel(slow)
+    simulation.scheduler.grant(slow, 5)
+    assert slow.state is RequestState.FINISHED
+    simulation.run_to_the_end()
+
+
+def test_credit_that_comes_before_it_is_needed_counts() -> None:
+    simulation = Simulation(1, 8)
+    request = simulation.add(1, [1], 9, credit_tokens=1)
+    simulation.scheduler.grant(request, 2)
+    for _ in range(5):
+        simulation.step()
+    assert (request.n_tokens_generated, request.state) == (3, RequestState.PAUSED)
+
+
+def test_a_restart_computes_everything_again() -> None:
+    """Memories that cannot cut are cleared."""
+    simulation = Simulation(1, 4)
+    request = simulation.add(1, [1, 2, 3], 4)
+    simulation.step()
+    simulation.step()
+    simulation.memory[0].clear()
+    simulation.scheduler.restart(request)
+    assert (request.n_tokens_computed, request.n_tokens_reused) == (0, 0)
+    simulation.run_to_the_end()
+
+
+def test_figures_of_a_request() -> None:
+    simulation = Simulation(1, 8)
+    simulation.add(1, [1, 2, 3], 2)
+    simulation.run_to_the_end()
+    again = simulation.add(1, [1, 2, 3, next_token([1, 2, 3]), 7], 1)
+    simulation.step()
+    assert (again.n_tokens_prompt, again.n_tokens_reused) == (5, 4)
+    with pytest.raises(InvalidArgument, match="prompt"):
+        Request(1, 1, [])
