@@ -1,0 +1,73 @@
+"""The shape of one dialect: what a guest's numbers mean. Data only, no behaviour beyond look-up.
+
+A dialect is one import module name with its functions and numbers as one family of guests was built for. A door
+translates through these tables and knows no number itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+from wasi_nn_backend.errors import ErrorCode, InvalidArgument, InvalidEncoding
+from wasi_nn_backend.types import Door, ExecutionTarget, GraphEncoding, TensorType
+
+__all__ = ["Dialect", "frozen"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The numbers of one family of guests.
+
+    ``functions`` maps each import to the names of its parameters; every parameter and the one result is an i32.
+    ``metadata_keys`` lists the keys that output 1 shows, in order; None shows all that the backend has.
+    """
+
+    name: str
+    import_module: str
+    door: Door
+    functions: Mapping[str, tuple[str, ...]]
+    errnos: Mapping[ErrorCode, int]
+    tensor_types: Mapping[int, TensorType]
+    encodings: Mapping[int, GraphEncoding]
+    targets: Mapping[int, ExecutionTarget]
+    metadata_keys: tuple[str, ...] | None
+
+    def errno(self, code: ErrorCode) -> int:
+        return self.errnos[code]
+
+    def tensor_type(self, word: int) -> TensorType:
+        """The type in a tensor's type word. Only its low byte counts: the other three are padding, left undefined."""
+        try:
+            return self.tensor_types[word & 0xFF]
+        except KeyError:
+            raise InvalidArgument(
+                f"tensor type {word & 0xFF} is none of {self.name}'s {sorted(self.tensor_types)}: send text as u8"
+            ) from None
+
+    def encoding(self, word: int) -> GraphEncoding:
+        """The graph encoding in an argument, narrowed to a byte as hosts of this family narrow it."""
+        try:
+            return self.encodings[word & 0xFF]
+        except KeyError:
+            raise InvalidEncoding(
+                f"graph encoding {word & 0xFF} is none of {self.name}'s {sorted(self.encodings)}: pass ggml's"
+            ) from None
+
+    def target(self, word: int) -> ExecutionTarget:
+        try:
+            return self.targets[word]
+        except KeyError:
+            raise InvalidArgument(
+                f"execution target {word} is none of {self.name}'s {sorted(self.targets)}: use 0 for the CPU"
+            ) from None
+
+
+def frozen(table: Mapping[K, V]) -> Mapping[K, V]:
+    """A read-only view, so that no door can change a dialect for all the others."""
+    return MappingProxyType(dict(table))

@@ -1,0 +1,188 @@
+"""The calls of core modules, in the order in which a guest makes them: look up, delegate, convert.
+
+Every method is one imported function of the same name; its arguments are the guest's words, already unsigned. It
+returns nothing and raises a ``WasiNNError``, which ``host/linker.py`` turns into the dialect's number. Out-pointers
+are checked before the work, so that a bad one neither leaks a graph nor costs a compute. Every pointer and length
+goes through ``GuestMemory``, every number through the dialect's tables.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from wasi_nn_backend.errors import InvalidArgument, SecurityViolation, TooLarge, UnsupportedOperation
+from wasi_nn_backend.host.memory import GuestMemory
+from wasi_nn_backend.host.state import GuestState
+from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Tensor
+
+if TYPE_CHECKING:
+    from wasi_nn_backend.backend import Graph
+    from wasi_nn_backend.execution_context import ExecutionContext
+
+__all__ = ["CoreAbi"]
+
+#: WasmEdge's way of naming a host file in a builder. Any guest could open any model file with it.
+_PRELOAD_PREFIX = b"preload:"
+
+
+class CoreAbi:
+    """The union of the core dialects' functions over one store's state."""
+
+    def __init__(self, state: GuestState) -> None:
+        self._state = state
+
+    # --- graphs ---
+
+    def load(
+        self, memory: GuestMemory, builders: int, n_builders: int, encoding: int, target: int, out_graph: int
+    ) -> None:
+        """A model from the guest's memory, and configuration JSON as a second builder.
+
+        Refused unless the host's limits allow it; ``preload:`` paths always.
+        """
+        state, dialect = self._state, self._state.dialect
+        memory.check_u32(out_graph, "out_graph")
+        graph_encoding, graph_target = dialect.encoding(encoding), dialect.target(target)
+        parts = self._read_builders(memory, builders, n_builders)
+        with state.graphs.reserve() as publish:
+            handle = publish(state.backend.load(parts, graph_encoding, graph_target, door=dialect.door))
+        memory.write_u32(out_graph, handle, "out_graph")
+
+    def load_by_name(self, memory: GuestMemory, name: int, n_name_bytes: int, out_graph: int) -> None:
+        self._load_by_name(memory, name, n_name_bytes, None, out_graph)
+
+    def load_by_name_with_config(
+        self, memory: GuestMemory, name: int, n_name_bytes: int, config: int, n_config_bytes: int, out_graph: int
+    ) -> None:
+        """``load_by_name`` with configuration JSON; a length of 0 means none."""
+        document = memory.read(
+            config, n_config_bytes, "the configuration", max_bytes=self._state.limits.max_config_bytes
+        )
+        self._load_by_name(memory, name, n_name_bytes, document or None, out_graph)
+
+    def unload(self, memory: GuestMemory, graph: int) -> None:
+        """End a graph. Contexts on it can still be read and finalized, the backend refuses them everything else."""
+        self._state.graphs.remove(graph).unload()
+
+    # --- execution contexts ---
+
+    def init_execution_context(self, memory: GuestMemory, graph: int, out_context: int) -> None:
+        memory.check_u32(out_context, "out_context")
+        loaded = self._state.graphs.get(graph)
+        with self._state.contexts.reserve() as publish:
+            handle = publish(loaded.init_execution_context())
+        memory.write_u32(out_context, handle, "out_context")
+
+    def set_input(self, memory: GuestMemory, context: int, index: int, tensor: int) -> None:
+        """Input 1 is configuration JSON, any other the prompt.
+
+        The dimensions have to lie in memory but say nothing about the length: guests in the field send ``[1]``.
+        """
+        limits = self._state.limits
+        found = self._state.contexts.get(context)
+        words = memory.read_tensor(tensor)
+        max_bytes = limits.max_config_bytes if index == CONFIG_INDEX else limits.max_tensor_bytes
+        value = Tensor(
+            data=memory.read(words.data, words.n_data_bytes, "the tensor's data", max_bytes=max_bytes),
+            dimensions=memory.read_dimensions(words.dims, words.n_dims, max_dims=limits.max_dims),
+            type=self._state.dialect.tensor_type(words.type_word),
+        )
+        found.set_input(index, value)
+
+    def compute(self, memory: GuestMemory, context: int) -> None:
+        with self._state.running(self._state.contexts.get(context)) as running:
+            running.compute(stdout=self._state.write_stdout)
+
+    def get_output(
+        self, memory: GuestMemory, context: int, index: int, buffer: int, n_buffer_bytes: int, out_n_bytes: int
+    ) -> None:
+        """The text, or metadata JSON at index 1. Too small a buffer stays untouched and learns the size needed."""
+        found = self._check_output_call(memory, context, buffer, n_buffer_bytes, out_n_bytes)
+        output = self._metadata(found) if index == METADATA_INDEX else found.get_output(index)
+        _write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
+
+    def finalize_execution_context(self, memory: GuestMemory, context: int) -> None:
+        self._state.contexts.remove(context).close()
+
+    # --- token by token ---
+
+    def compute_single(self, memory: GuestMemory, context: int) -> None:
+        """One token. 100 at the end of the text, 101 when the context is full."""
+        with self._state.running(self._state.contexts.get(context)) as running:
+            running.compute_single(stdout=self._state.write_stdout)
+
+    def get_output_single(
+        self, memory: GuestMemory, context: int, index: int, buffer: int, n_buffer_bytes: int, out_n_bytes: int
+    ) -> None:
+        """The last token's text, or metadata JSON at index 1; as ``get_output`` otherwise."""
+        found = self._check_output_call(memory, context, buffer, n_buffer_bytes, out_n_bytes)
+        output = self._metadata(found) if index == METADATA_INDEX else found.get_output_single(index)
+        _write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
+
+    def fini_single(self, memory: GuestMemory, context: int) -> None:
+        self._state.contexts.get(context).fini_single()
+
+    # --- shared steps ---
+
+    def _load_by_name(
+        self, memory: GuestMemory, name: int, n_name_bytes: int, config: bytes | None, out_graph: int
+    ) -> None:
+        state = self._state
+        memory.check_u32(out_graph, "out_graph")
+        graph_name = memory.read_name(name, n_name_bytes, max_bytes=state.limits.max_name_bytes)
+        with state.graphs.reserve() as publish:
+            handle = publish(self._open_graph(graph_name, config))
+        memory.write_u32(out_graph, handle, "out_graph")
+
+    def _open_graph(self, name: str, config: bytes | None) -> Graph:
+        state = self._state
+
+        def may_go_on(fraction_loaded: float) -> bool:
+            return not state.is_stopped
+
+        if config is None:
+            return state.backend.load_by_name(name, door=state.dialect.door, progress=may_go_on)
+        return state.backend.load_by_name_with_config(name, config, door=state.dialect.door, progress=may_go_on)
+
+    def _read_builders(self, memory: GuestMemory, builders: int, n_builders: int) -> list[bytes]:
+        limits = self._state.limits
+        spans = memory.read_builders(builders, n_builders, max_builders=limits.max_builders)
+        if not spans:
+            raise InvalidArgument("load: no builder was passed: pass the model's bytes as the first one")
+        address, n_bytes = spans[0]
+        head = memory.read(address, min(n_bytes, len(_PRELOAD_PREFIX)), "the first builder")
+        if head == _PRELOAD_PREFIX:
+            raise SecurityViolation("load: 'preload:' names a file of the host: register it and use load_by_name")
+        if not limits.allow_load_bytes:
+            raise UnsupportedOperation("load: this host takes no models from guests: register one and use load_by_name")
+        if (n_total_bytes := sum(size for _, size in spans)) > limits.max_model_bytes:
+            raise TooLarge(f"load: {n_total_bytes} bytes of builders, {limits.max_model_bytes} is this host's limit")
+        return [memory.read(address, n_bytes, "a builder") for address, n_bytes in spans]
+
+    def _check_output_call(
+        self, memory: GuestMemory, context: int, buffer: int, n_buffer_bytes: int, out_n_bytes: int
+    ) -> ExecutionContext:
+        memory.check_u32(out_n_bytes, "out_n_bytes")
+        memory.check(buffer, n_buffer_bytes, "the output buffer")
+        return self._state.contexts.get(context)
+
+    def _metadata(self, context: ExecutionContext) -> bytes:
+        keys = self._state.dialect.metadata_keys
+        if keys is None:
+            return context.get_output(METADATA_INDEX)
+        metadata = context.metadata
+        # The default separators are WasmEdge's spacing, which guests that take the text apart by hand rely on.
+        return json.dumps({key: metadata[key] for key in keys}).encode()
+
+
+def _write_output(memory: GuestMemory, output: bytes, buffer: int, n_buffer_bytes: int, out_n_bytes: int) -> None:
+    if len(output) > n_buffer_bytes:
+        memory.write_u32(out_n_bytes, len(output), "out_n_bytes")
+        raise TooLarge(
+            f"the output of {len(output)} bytes does not fit the buffer of {n_buffer_bytes}: "
+            "call again with a buffer of the size stored",
+            n_bytes_needed=len(output),
+        )
+    memory.write(buffer, output, "the output buffer")
+    memory.write_u32(out_n_bytes, len(output), "out_n_bytes")

@@ -1,0 +1,231 @@
+"""One guest: a compiled module in a store of its own, with WASI preview 1 and WASI-NN."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wasmtime import Func, FuncType, Instance, Linker, Module, Store, ValType, WasiConfig, WasmtimeError, wat2wasm
+
+from wasi_nn_backend.dialects import WITX, Dialect
+from wasi_nn_backend.errors import InvalidArgument, UnsupportedOperation
+from wasi_nn_backend.host.limits import HostLimits
+from wasi_nn_backend.host.linker import define_wasi_nn, examine_imports
+from wasi_nn_backend.host.modules import compile_module, create_engine, read_module
+from wasi_nn_backend.host.output import CapturedOutput, OutputCallback, configure_output
+
+if TYPE_CHECKING:
+    from wasi_nn_backend.backend import Backend
+
+__all__ = ["Guest", "RunConfig"]
+
+_START = "_start"
+_INITIALIZE = "_initialize"
+_WASI_MODULE = "wasi_snapshot_preview1"
+_PROC_EXIT = "proc_exit"
+
+#: wasmtime refuses exit statuses from 126 on and forgets the number; C's exit(-1) is 255. So proc_exit notes the
+#: status with the host first and then leaves the guest with a status that wasmtime accepts.
+_PROC_EXIT_SHIM = """
+(module
+  (import "host" "note_exit" (func $note_exit (param i32)))
+  (import "wasi" "proc_exit" (func $proc_exit (param i32)))
+  (func (export "proc_exit") (param i32)
+    (call $note_exit (local.get 0))
+    (call $proc_exit (i32.const 0))))
+"""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run of one module.
+
+    ``module`` is a path or the module itself, binary or WAT. ``args`` follow the program's name in argv, or are the
+    arguments of ``invoke``, the export to call instead of ``_start``. ``dirs`` are (host path, guest path) pairs.
+    ``stdout`` and ``stderr`` capture what the guest writes; None is the process's own. ``dialect`` None: detected.
+    ``timeout_s`` counts from the start of the run, compiling included.
+    """
+
+    module: str | Path | bytes
+    args: Sequence[str] = ()
+    program_name: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    dirs: Sequence[tuple[str | Path, str]] = ()
+    invoke: str | None = None
+    inherit_stdin: bool = True
+    stdout: OutputCallback | None = None
+    stderr: OutputCallback | None = None
+    timeout_s: float | None = None
+    fuel: int | None = None
+    max_memory_bytes: int | None = None
+    dialect: Dialect | None = None
+    limits: HostLimits = field(default_factory=HostLimits)
+    use_cache: bool = True
+
+
+class Guest:
+    """A module ready to run. Built, run and closed on one thread; ``interrupt`` may come from any.
+
+    Building raises ``InvalidArgument`` (not a module, no such export, bad directory) or ``UnsupportedOperation``
+    (imports that this host lacks) before any of the guest's code has run.
+    """
+
+    def __init__(self, config: RunConfig, backend: Backend) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self.exit_status: int | None = None
+        self._stdout = CapturedOutput(config.stdout) if config.stdout else None
+        self._stderr = CapturedOutput(config.stderr) if config.stderr else None
+        try:
+            self._engine = create_engine(has_fuel=config.fuel is not None, use_cache=config.use_cache)
+            self._module = compile_module(self._engine, read_module(config.module))
+            self._dialect = self._choose_dialect()
+            self._store = self._create_store()
+            self._linker = Linker(self._engine)
+            self._linker.define_wasi()
+            self._note_exit_status()
+            self.state = define_wasi_nn(
+                self._linker,
+                self._store,
+                backend,
+                self._dialect,
+                limits=config.limits,
+                write_stdout=self._stdout.write if self._stdout else None,
+            )
+        except BaseException:
+            # Not waiting for the last byte: what failed may still hold the guest's end of the pipe.
+            self._close_outputs(timeout_s=0.0)
+            raise
+
+    def run(self) -> tuple[int | float, ...]:
+        """Instantiate and call the entry point; returns its results. Ends by a wasmtime exception if the guest traps
+        or exits; ``exit_status`` is then the status given to proc_exit, None after a trap."""
+        instance = self._linker.instantiate(self._store, self._module)
+        if self._config.invoke is None:
+            return self._call(self._export(instance, _START), ())
+        function = self._export(instance, self._config.invoke)
+        initialize = instance.exports(self._store).get(_INITIALIZE)
+        if isinstance(initialize, Func) and self._config.invoke != _INITIALIZE:
+            initialize(self._store)
+        return self._call(function, self._config.args)
+
+    def interrupt(self) -> None:
+        """Make the guest's code trap at its next loop or call, and cancel what the host does for it. Repeatable."""
+        self.state.stop()
+        with self._lock:
+            if not self._is_closed:
+                self._engine.increment_epoch()
+
+    def close(self) -> None:
+        """Close the guest's graphs and contexts, then its store; returns when its output has been delivered."""
+        self.state.close()
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        for part in (self._linker, self._store, self._module, self._engine):
+            part.close()
+        self._close_outputs()
+
+    @property
+    def output_error(self) -> Exception | None:
+        """What the first failing output callback raised."""
+        for capture in (self._stdout, self._stderr):
+            if capture is not None and capture.error is not None:
+                return capture.error
+        return None
+
+    def _choose_dialect(self) -> Dialect:
+        imports = examine_imports(self._module, self._engine, self._config.dialect)
+        if imports.missing:
+            lines = "; ".join(map(str, imports.missing))
+            raise UnsupportedOperation(f"the module imports what this host does not have: {lines}")
+        return imports.dialect or WITX
+
+    def _create_store(self) -> Store:
+        config = self._config
+        store = Store(self._engine)
+        if config.max_memory_bytes is not None:
+            store.set_limits(memory_size=config.max_memory_bytes)
+        if config.fuel is not None:
+            store.set_fuel(config.fuel)
+        store.set_wasi(self._wasi_config())
+        # The epoch moves only when this guest is to be stopped, so one tick is the right distance.
+        store.set_epoch_deadline(1)
+        return store
+
+    def _wasi_config(self) -> WasiConfig:
+        config, wasi = self._config, WasiConfig()
+        wasi.argv = [self._program_name(), *(config.args if config.invoke is None else ())]
+        wasi.env = list(config.env.items())
+        if config.inherit_stdin:
+            wasi.inherit_stdin()
+        for host_path, guest_path in config.dirs:
+            try:
+                wasi.preopen_dir(str(host_path), guest_path)
+            except WasmtimeError:
+                raise InvalidArgument(f"cannot open the directory {host_path} for the guest: check the path") from None
+        configure_output(wasi, "stdout", self._stdout)
+        configure_output(wasi, "stderr", self._stderr)
+        return wasi
+
+    def _program_name(self) -> str:
+        if self._config.program_name is not None:
+            return self._config.program_name
+        return "module.wasm" if isinstance(self._config.module, bytes) else Path(self._config.module).name
+
+    def _note_exit_status(self) -> None:
+        if not any(item.module == _WASI_MODULE and item.name == _PROC_EXIT for item in self._module.imports):
+            return
+
+        def note_exit(status: int) -> None:
+            self.exit_status = status & 0xFF
+
+        note = Func(self._store, FuncType([ValType.i32()], []), note_exit)
+        original = self._linker.get(self._store, _WASI_MODULE, _PROC_EXIT)
+        with Module(self._engine, bytes(wat2wasm(_PROC_EXIT_SHIM))) as shim:
+            exports = Instance(self._store, shim, [note, original]).exports(self._store)
+        self._linker.allow_shadowing = True
+        self._linker.define(self._store, _WASI_MODULE, _PROC_EXIT, exports[_PROC_EXIT])
+        self._linker.allow_shadowing = False
+
+    def _export(self, instance: Instance, name: str) -> Func:
+        found = instance.exports(self._store).get(name)
+        if isinstance(found, Func):
+            return found
+        functions = [item.name for item in self._module.exports if isinstance(item.type, FuncType)]
+        raise InvalidArgument(f"the module exports no function {name!r}; to invoke there are: {', '.join(functions)}")
+
+    def _call(self, function: Func, args: Sequence[str]) -> tuple[int | float, ...]:
+        kinds = [str(kind) for kind in function.type(self._store).params]
+        if len(kinds) != len(args):
+            raise InvalidArgument(f"the function takes {len(kinds)} arguments ({', '.join(kinds)}), not {len(args)}")
+        results = function(self._store, *map(_argument, kinds, args))
+        if results is None:
+            return ()
+        return tuple(results) if isinstance(results, list) else (results,)
+
+    def _close_outputs(self, timeout_s: float | None = None) -> None:
+        for capture in (self._stdout, self._stderr):
+            if capture is not None:
+                capture.close(timeout_s)
+
+
+def _argument(kind: str, text: str) -> int | float:
+    """A command line's argument as a number of a WebAssembly type; integers may be 0x-prefixed."""
+    if kind not in ("i32", "i64", "f32", "f64"):
+        raise InvalidArgument(f"a function with a parameter of type {kind} cannot be invoked from outside")
+    try:
+        number = float(text) if kind in ("f32", "f64") else int(text, 0)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} is no {kind}: pass a number") from None
+    if isinstance(number, int) and not -(1 << (int(kind[1:]) - 1)) <= number < 1 << int(kind[1:]):
+        raise InvalidArgument(f"{text} does not fit an {kind}")
+    return number

@@ -1,0 +1,161 @@
+"""Gives a module its WASI-NN imports: the dialect, what is missing here, and functions that never raise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wasmtime import Caller, Engine, Func, FuncType, Linker, Module, Store, ValType, WasmtimeError
+
+from wasi_nn_backend.dialects import CORE_DIALECTS, Dialect
+from wasi_nn_backend.errors import ErrorCode, WasiNNError
+from wasi_nn_backend.host.core_abi import CoreAbi
+from wasi_nn_backend.host.limits import HostLimits
+from wasi_nn_backend.host.memory import GuestMemory, unsigned32
+from wasi_nn_backend.host.output import DescriptorWriter
+from wasi_nn_backend.host.state import GuestState
+
+if TYPE_CHECKING:
+    from wasi_nn_backend.backend import Backend
+
+__all__ = ["MissingImport", "ModuleImports", "define_wasi_nn", "detect_dialect", "examine_imports"]
+
+#: Import modules of guests that want WASI-NN in some form, known here or not.
+_WASI_NN_MODULES = ("wasi_ephemeral_nn", "wasi_nn")
+_STDOUT_DESCRIPTOR = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingImport:
+    """One import that this host cannot satisfy, and why."""
+
+    module: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleImports:
+    """What a module imports, seen from this host.
+
+    ``dialect`` is None for a module without WASI-NN imports; ``wasi_nn`` lists those, in the module's order.
+    """
+
+    dialect: Dialect | None
+    wasi_nn: tuple[str, ...]
+    missing: tuple[MissingImport, ...]
+
+
+def detect_dialect(module: Module) -> Dialect | None:
+    """The smallest dialect that has every WASI-NN function the module imports; else the one that has most of them.
+
+    A module that imports only the six official functions may have been built for either dialect, and the witx dialect
+    serves both: same numbers, both encodings of ggml, any tensor type, and the metadata begins with WasmEdge's keys.
+    """
+    names = {item.name for item in module.imports if item.module in _WASI_NN_MODULES}
+    if not names:
+        return None
+    # max() keeps the first of equals, so the order of CORE_DIALECTS decides between dialects that serve equally well.
+    return max(CORE_DIALECTS, key=lambda dialect: len(names & dialect.functions.keys()))
+
+
+def examine_imports(module: Module, engine: Engine, dialect: Dialect | None = None) -> ModuleImports:
+    """Compare all imports of a module with what this host offers it. Nothing is run. ``engine`` is the module's own.
+
+    ``dialect`` None: the one detected.
+    """
+    dialect = dialect or detect_dialect(module)
+    with Store(engine) as store, Linker(engine) as linker:
+        linker.define_wasi()
+        missing = []
+        for item in module.imports:
+            name = item.name or ""
+            if dialect is not None and item.module == dialect.import_module:
+                reason = _wasi_nn_mismatch(dialect, name, item.type)
+            else:
+                reason = _linker_mismatch(linker, store, item.module, name)
+            if reason:
+                missing.append(MissingImport(item.module, name, reason))
+    wasi_nn = tuple(item.name or "" for item in module.imports if item.module in _WASI_NN_MODULES)
+    return ModuleImports(dialect, wasi_nn, tuple(missing))
+
+
+def define_wasi_nn(
+    linker: Linker,
+    store: Store,
+    backend: Backend,
+    dialect: Dialect,
+    *,
+    limits: HostLimits | None = None,
+    write_stdout: Callable[[bytes], None] | None = None,
+) -> GuestState:
+    """Define a dialect's functions for one store; returns the store's state, which the caller closes after the guest.
+
+    The functions belong to ``store``: a linker used for a second store needs another call and never shares handles.
+    ``write_stdout`` receives the text of guests that ask for ``stream-stdout``, on the guest's thread; by default it
+    is written to the process's standard output.
+    """
+    state = GuestState(
+        backend,
+        dialect,
+        limits=limits or HostLimits(),
+        write_stdout=write_stdout or DescriptorWriter(_STDOUT_DESCRIPTOR),
+    )
+    abi = CoreAbi(state)
+    for name, parameters in dialect.functions.items():
+        signature = FuncType([ValType.i32()] * len(parameters), [ValType.i32()])
+        function = Func(store, signature, _host_function(state, name, getattr(abi, name)), access_caller=True)
+        linker.define(store, dialect.import_module, name, function)
+    return state
+
+
+def _host_function(state: GuestState, name: str, method: Callable[..., None]) -> Callable[..., int]:
+    """Wrap one method of ``CoreAbi`` so that it answers with a number whatever happens.
+
+    An exception must not leave a host function, not even ``KeyboardInterrupt``: wasmtime-py keeps the pending
+    exception in a module global, and another thread's guest can pick it up.
+    """
+    success = state.dialect.errno(ErrorCode.SUCCESS)
+    fault = state.dialect.errno(ErrorCode.RUNTIME_ERROR)
+
+    def call(caller: Caller, *words: int) -> int:
+        try:
+            try:
+                state.check_not_stopped()
+                method(GuestMemory(caller), *map(unsigned32, words))
+                return success
+            except WasiNNError as error:
+                return state.record_error(name, error)
+            except BaseException as error:
+                return state.record_fault(name, error)
+        except BaseException:  # the second one, out of the recording itself: a signal, or no memory left
+            _log.critical("recording an error of %s failed", name, exc_info=True)
+            return fault
+
+    return call
+
+
+def _wasi_nn_mismatch(dialect: Dialect, name: str, imported: object) -> str | None:
+    parameters = dialect.functions.get(name)
+    if parameters is None:
+        return f"the {dialect.name} dialect has no such function"
+    if not isinstance(imported, FuncType):
+        return "imported as something else than a function"
+    expected = f"({', '.join(['i32'] * len(parameters))}) -> (i32)"
+    found = f"({', '.join(map(str, imported.params))}) -> ({', '.join(map(str, imported.results))})"
+    return None if found == expected else f"imported as {found}, this host has {expected}"
+
+
+def _linker_mismatch(linker: Linker, store: Store, module: str, name: str) -> str | None:
+    try:
+        linker.get(store, module, name)
+    except WasmtimeError:
+        return "this host offers WASI preview 1 and WASI-NN only, and this is in neither"
+    return None
