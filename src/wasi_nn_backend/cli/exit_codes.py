@@ -1,0 +1,90 @@
+"""The exit statuses of every command, and the one place that turns failures into them."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from wasi_nn_backend.errors import WasiNNError
+
+__all__ = ["ExitCode", "close_stdout", "exits_cleanly", "print_error"]
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+class ExitCode(enum.IntEnum):
+    """Above 100 the numbers are those of the shell's own tools: ``timeout``, and 128 plus the signal's number."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    TIMEOUT = 124
+    INTERRUPTED = 130
+    TRAP = 134
+    CLOSED_OUTPUT = 141
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, whatever ``message`` contains."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def describe(error: WasiNNError) -> str:
+    return f"{error} (code {error.code.value})"
+
+
+def close_stdout() -> None:
+    """Point stdout at nothing once it cannot be written, or Python complains about it while it exits."""
+    try:
+        stdout_fd = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return  # a test's stand-in for stdout has no descriptor to point elsewhere
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stdout_fd)
+    os.close(devnull)
+
+
+def exits_cleanly(command: Callable[P, None]) -> Callable[P, None]:
+    """Decorator of commands: every failure becomes one line and an exit status.
+
+    Tracebacks go to the log at level debug: they help the people who work on the program, nobody else.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.TyperException):
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            close_stdout()
+            raise typer.Exit(ExitCode.CLOSED_OUTPUT) from None
+        except WasiNNError as error:
+            _log.debug("the command failed", exc_info=True)
+            print_error(describe(error))
+            raise typer.Exit(ExitCode.ERROR) from None
+        except OSError as error:
+            # A full disk behind stdout, for one; what is still buffered for it must not fail a second time at exit.
+            close_stdout()
+            _log.debug("the command failed", exc_info=True)
+            print_error(f"the system refused: {error}")
+            raise typer.Exit(ExitCode.ERROR) from None
+        except Exception as error:
+            _log.debug("the command failed", exc_info=True)
+            hint = "a defect in wasi-nn; 'wasi-nn --log-level debug ...' shows where"
+            print_error(f"{type(error).__name__}: {error} ({hint})")
+            raise typer.Exit(ExitCode.ERROR) from None
+
+    return wrapper

@@ -1,0 +1,127 @@
+"""Ctrl-C for work that spends its time in native code.
+
+Python runs a signal's handler between two byte codes of the main thread, so a main thread inside llama.cpp or wasmtime
+is deaf until it comes back. Here the work runs on a second thread, and the main thread does nothing but wait for it or
+for Ctrl-C. The alternative, ``KeyboardInterrupt`` raised wherever the main thread happens to be, also reaches code that
+holds locks and callbacks that native code calls, where it is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
+
+from wasi_nn_backend.cli.exit_codes import ExitCode
+
+__all__ = ["Cancellation", "run_interruptibly"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: A cancel that arrives just before the work reaches the place where it can be cancelled has no effect, so it is
+#: repeated until the work has ended.
+_REPEAT_S = 0.05
+
+
+class Cancellation:
+    """Tells the work that the person at the terminal wants it to end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requested = False
+        self._hooks: list[Callable[[], None]] = []
+
+    @property
+    def requested(self) -> bool:
+        return self._requested
+
+    def request(self) -> None:
+        """Call the hooks of all open ``calling`` blocks, each time."""
+        with self._lock:
+            self._requested = True
+            hooks = list(self._hooks)
+        for hook in hooks:
+            hook()
+
+    @contextmanager
+    def calling(self, hook: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, a request calls ``hook`` (any thread); at once if the request came before."""
+        with self._lock:
+            self._hooks.append(hook)
+            already_requested = self._requested
+        try:
+            if already_requested:
+                hook()
+            yield
+        finally:
+            with self._lock:
+                self._hooks.remove(hook)
+
+
+class _Outcome(Generic[T]):
+    """What the work returned or raised."""
+
+    def __init__(self, work: Callable[[Cancellation], T], cancellation: Cancellation) -> None:
+        self._error: BaseException | None = None
+        try:
+            self._value = work(cancellation)
+        except BaseException as error:  # carried to the thread that waits, which raises it
+            self._error = error
+
+    def value(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    @property
+    def error(self) -> BaseException | None:
+        return self._error
+
+
+def run_interruptibly(work: Callable[[Cancellation], T]) -> T:
+    """Run ``work`` to its end and return or raise what it does.
+
+    Ctrl-C requests the cancellation, waits for the work to end and raises ``KeyboardInterrupt``; a second Ctrl-C ends
+    the process without waiting. Only the main thread can listen for Ctrl-C; on others the work simply runs.
+    """
+    cancellation = Cancellation()
+    if threading.current_thread() is not threading.main_thread():
+        return work(cancellation)
+    # SimpleQueue.put is the one way to wake a thread that is safe inside a signal handler: it is reentrant.
+    mailbox: SimpleQueue[_Outcome[T] | None] = SimpleQueue()
+    previous = signal.signal(signal.SIGINT, lambda _signal, _frame: mailbox.put(None))
+    try:
+        threading.Thread(
+            target=lambda: mailbox.put(_Outcome(work, cancellation)), name="wasi-nn-command", daemon=True
+        ).start()
+        outcome = _wait(mailbox, cancellation)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if cancellation.requested:
+        if outcome.error is not None:
+            _log.debug("the work ended after Ctrl-C", exc_info=outcome.error)
+        raise KeyboardInterrupt
+    return outcome.value()
+
+
+def _wait(mailbox: SimpleQueue[_Outcome[T] | None], cancellation: Cancellation) -> _Outcome[T]:
+    outcome = mailbox.get()
+    while outcome is None:
+        cancellation.request()
+        try:
+            outcome = mailbox.get(timeout=_REPEAT_S)
+        except Empty:
+            continue
+        if outcome is None:
+            sys.stderr.flush()
+            # Not sys.exit: it would wait for, or pull the interpreter from under, the thread that does not end.
+            os._exit(ExitCode.INTERRUPTED)
+    return outcome

@@ -1,0 +1,112 @@
+"""The options that ``generate`` and ``chat`` share, and the configuration layers that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wasi_nn_backend.errors import WasiNNError
+
+if TYPE_CHECKING:
+    from wasi_nn_backend.config import Layer
+
+__all__ = [
+    "ConfigOption",
+    "MaxTokensOption",
+    "MinPOption",
+    "ModelOption",
+    "SamplingOptions",
+    "SeedOption",
+    "StatsOption",
+    "StopOption",
+    "SystemOption",
+    "TemperatureOption",
+    "TopKOption",
+    "TopPOption",
+    "option_layer",
+    "parse_config_options",
+]
+
+_SAMPLING = "Sampling"
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", metavar="PATH|smollm2", help="A GGUF file, or the name of the built-in model.")
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T", min=0.0, max=2.0, rich_help_panel=_SAMPLING, help="0 always takes the most probable token."
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(metavar="K", min=-1, rich_help_panel=_SAMPLING, help="Choose among the K most probable; -1 is off."),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", min=0.0, max=1.0, rich_help_panel=_SAMPLING, help="Choose among those that together reach P."
+    ),
+]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", min=0.0, max=1.0, rich_help_panel=_SAMPLING, help="Drop what is less likely than P times the best."
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=-1, rich_help_panel=_SAMPLING, help="Repeat an answer; -1 is a new one each time."),
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="End after N tokens; -1 goes on until the context is full.", metavar="N")
+]
+StopOption = Annotated[list[str] | None, typer.Option(help="End before this text. May be repeated.", metavar="TEXT")]
+SystemOption = Annotated[str | None, typer.Option(help="The system message that begins the chat.", metavar="TEXT")]
+ConfigOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Any key of the configuration, such as n_ctx=4096. May be repeated.", metavar="KEY=VALUE"),
+]
+StatsOption = Annotated[bool, typer.Option("--stats", help="Print tokens, speed and time to first token on stderr.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """The sampling options as given; None leaves the configuration's own value."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+
+    def section(self) -> Mapping[str, Any]:
+        """The ``sampling`` section of a configuration layer, None where an option was not given."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def parse_config_options(pairs: Sequence[str], *, option: str) -> Layer:
+    """``key=value`` texts as a configuration layer; a mistake is a usage error that names the option."""
+    from wasi_nn_backend.config import parse_assignments
+
+    try:
+        return parse_assignments(pairs, name=option)
+    except WasiNNError as error:
+        raise typer.BadParameter(str(error)) from None  # the message begins with the option
+
+
+def option_layer(**sections: Mapping[str, Any]) -> Layer:
+    """The command's own options as a configuration layer; a value of None is an option that was not given."""
+    from wasi_nn_backend.config import parse_layer
+
+    given = {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in sections.items()
+    }
+    try:
+        return parse_layer(given, name="the command line")
+    except WasiNNError as error:
+        raise typer.BadParameter(str(error)) from None

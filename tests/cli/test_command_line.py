@@ -1,0 +1,141 @@
+"""What all commands share: help, version, the log's level, failures."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import typer
+
+from tests.cli.conftest import Command, command_line
+from wasi_nn_backend.cli import main
+from wasi_nn_backend.cli.exit_codes import exits_cleanly
+from wasi_nn_backend.cli.logs import LogLevel, configure_logging
+from wasi_nn_backend.errors import ContextFull
+
+Captured = pytest.CaptureFixture[str]
+
+COMMANDS = ["run", "generate", "chat", "inspect"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_its_exit_statuses(command: str, capsys: Captured) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: wasi-nn {command}" in text
+    assert "Exit status" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_help_lists_the_commands(capsys: Captured) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+
+
+def test_no_command_at_all_is_a_wrong_command_line_that_shows_the_help(capsys: Captured) -> None:
+    assert main([]) == 2
+    assert "generate" in capsys.readouterr().out
+
+
+def test_version(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("wasi-nn ")
+
+
+def test_help_imports_neither_llama_cpp_nor_wasmtime() -> None:
+    """It has to answer at once, and these take a second on a slow machine."""
+    program = (
+        "import sys; from wasi_nn_backend.cli import main; main(['--help']);"
+        "sys.exit(' '.join({'llama_cpp', 'wasmtime', 'numpy', 'gguf'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["rnu"], ["--nonsense"], ["run"], ["generate", "x"], ["inspect"]])
+def test_wrong_command_lines_take_two_lines_on_stderr(arguments: list[str], capsys: Captured) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 2
+
+
+def test_global_options_behind_the_command_are_explained(capsys: Captured) -> None:
+    assert main(["run", "--log-level", "debug", "x.wasm"]) == 2
+    assert "come before the command" in capsys.readouterr().err
+
+
+def run_failing(error: BaseException) -> int:
+    app = typer.Typer()
+
+    @app.command()
+    @exits_cleanly
+    def fail() -> None:
+        raise error
+
+    return typing.cast(int, app(args=[], standalone_mode=False))
+
+
+@pytest.mark.parametrize("level", list(LogLevel))
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ContextFull("the window\nis full"), 1, "error: the window is full (code context_full)"),
+        (OSError(28, "No space left on device"), 1, "error: the system refused: [Errno 28] No space left"),
+        (ZeroDivisionError("by zero"), 1, "error: ZeroDivisionError: by zero (a defect in wasi-nn"),
+        (KeyboardInterrupt(), 130, None),
+        (BrokenPipeError(), 141, None),
+    ],
+)
+def test_failures_are_one_line_and_a_traceback_is_for_debug_only(
+    level: LogLevel, error: BaseException, status: int, line: str | None, capsys: Captured
+) -> None:
+    configure_logging(level)
+    assert run_failing(error) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if line is None:
+        assert captured.err == ""
+        return
+    assert captured.err.splitlines()[-1].startswith(line)
+    assert ("Traceback" in captured.err) == (level is LogLevel.DEBUG)
+    assert level is LogLevel.DEBUG or captured.err.count("\n") == 1
+
+
+def test_a_closed_stdout_is_no_complaint(closed_pipe: int) -> None:
+    for arguments in (["--help"], ["--version"], ["inspect", "--help"]):
+        done = subprocess.run(
+            command_line(*arguments), stdout=closed_pipe, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_log_names_its_level_in_lower_case(wasi_nn: Command) -> None:
+    done = wasi_nn("run", "--nn-graph", "d=gone.gguf", "gone.wasm")
+    assert done.stderr.startswith("warn: --nn-graph d: there is no file gone.gguf")
+    assert wasi_nn("--log-level", "error", "run", "--nn-graph", "d=gone.gguf", "gone.wasm").stderr.startswith("error:")
+
+
+def test_a_full_disk_is_one_line(tiny_model_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command_line("inspect", tiny_model_path), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: the system refused: [Errno 28]")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("level", list(LogLevel))
+def test_a_logged_exception_has_a_traceback_at_debug_only(level: LogLevel, capsys: Captured) -> None:
+    configure_logging(level)
+    logging.getLogger("wasi_nn_backend.host").error("a defect", exc_info=ZeroDivisionError("by zero"))
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: a defect")
+    assert ("ZeroDivisionError" in shown) == (level is LogLevel.DEBUG)

@@ -1,0 +1,247 @@
+"""``wasi-nn run`` as a process: what the guest gets, what comes out, how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import EXAMPLES, Command, command_line
+from wasi_nn_backend.cli import main
+
+GUESTS = Path(__file__).parent / "guests"
+WORLD = GUESTS / "world.wat"
+WASMEDGE = GUESTS / "wasmedge.wat"
+METADATA_KEYS = ["input_tokens", "output_tokens", "llama_build_number", "llama_commit"]
+
+#: A random model ends whenever it likes; these tests count tokens.
+ENDLESS = '{"temp": 0, "ignore-eos": true}'
+
+
+def n_answer_tokens(done: subprocess.CompletedProcess[str]) -> int:
+    assert done.returncode == 0, done.stderr
+    return int(json.loads(done.stdout.splitlines()[-1])["output_tokens"])
+
+
+def test_everything_behind_the_module_belongs_to_the_guest(wasi_nn: Command) -> None:
+    done = wasi_nn("run", WORLD, "--help", "--nn-graph", "a=b", "--", "-x")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "world.wat\0--help\0--nn-graph\0a=b\0--\0-x\0"
+
+
+def test_environment_and_directories(wasi_nn: Command, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for directory in ("data::/in", "/in:data"):
+        done = wasi_nn("run", "--env", "A=1", "--env", "B=x=y", "--dir", directory, WORLD)
+        assert done.stdout == "world.wat\0A=1\0B=x=y\0/in"
+
+
+@pytest.mark.parametrize("status", [0, 7, 126, 255])
+def test_the_exit_status_is_the_guests(wasi_nn: Command, status: int) -> None:
+    done = wasi_nn("run", "--invoke", "exit", WORLD, status)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_a_trap_says_why(wasi_nn: Command) -> None:
+    done = wasi_nn("run", "--invoke", "trap", WORLD)
+    assert (done.returncode, done.stdout) == (134, "")
+    assert done.stderr.startswith("error: the guest trapped: wasm trap: wasm `unreachable` instruction executed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_invoke_prints_what_the_export_returns(wasi_nn: Command) -> None:
+    done = wasi_nn("run", "--invoke", "grow", WORLD, 3)
+    assert (done.returncode, done.stdout) == (0, "2\n")
+
+
+def test_limits(wasi_nn: Command) -> None:
+    assert wasi_nn("run", "--invoke", "grow", "--max-memory", 1, WORLD, 100).stdout == "-1\n"
+    out_of_fuel = wasi_nn("run", "--fuel", 1000, "--invoke", "spin", WORLD)
+    assert out_of_fuel.returncode == 134
+    assert "fuel" in out_of_fuel.stderr
+    late = wasi_nn("run", "--timeout", 0.2, "--invoke", "spin", WORLD)
+    assert late.returncode == 124
+    assert "0.2 seconds" in late.stderr
+
+
+def test_ctrl_c_stops_a_guest_that_spins() -> None:
+    with subprocess.Popen(
+        command_line("run", "--invoke", "spin", WORLD), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "")
+
+
+def test_a_guest_that_must_write_to_a_closed_stdout_ends_quietly(closed_pipe: int) -> None:
+    done = subprocess.run(
+        command_line("run", "--invoke", "must_write", WORLD),
+        stdout=closed_pipe,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_what_cannot_be_started(wasi_nn: Command, tmp_path: Path) -> None:
+    (tmp_path / "text.wasm").write_text("not a module")
+    (tmp_path / "alien.wat").write_text('(module (import "alien" "call" (func)) (func (export "_start")))')
+    for module, complaint in (("nowhere.wasm", "No such file"), ("text.wasm", "neither"), ("alien.wat", "alien.call")):
+        done = wasi_nn("run", module)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert complaint in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--nn-graph", "smollm2"], "--nn-graph"),
+        (["--nn-graph", "d=m.gguf,temperature=warm"], "--nn-graph d: temperature"),
+        (["--nn-preload", "d:ggml"], "--nn-preload"),
+        (["--nn-config", "{"], "--nn-config"),
+        (["--nn-config", "nowhere.json"], "--nn-config"),
+        (["--dir", "nowhere"], "--dir"),
+        (["--env", "A"], "--env"),
+        (["--dialect", "klingon"], "--dialect"),
+        (["--timeout", "soon"], "--timeout"),
+        (["--fuel", "0"], "--fuel"),
+    ],
+)
+def test_usage_errors_name_the_option(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *arguments, str(WORLD)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: ")
+    assert complaint in first
+    assert second == "Try 'wasi-nn run --help'."
+
+
+# --- guests that use a model ---
+
+
+def test_a_wasmedge_command_line(wasi_nn: Command, tiny_model_path: Path) -> None:
+    """A module built for WasmEdge: dims = [1], metadata at output 1."""
+    done = wasi_nn(
+        "run", "--nn-preload", f"default:GGML:AUTO:{tiny_model_path}", WASMEDGE, "default", "prompt", '{"n-predict": 4}'
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    metadata = json.loads(done.stdout.splitlines()[-1])
+    assert list(metadata) == METADATA_KEYS
+    assert metadata["input_tokens"] > 0
+
+
+@pytest.mark.real
+def test_a_wasmedge_command_line_on_smollm2(wasi_nn: Command, smollm2_path: Path) -> None:
+    prompt = "<|im_start|>user\nName the capital city of France.<|im_end|>\n<|im_start|>assistant\n"
+    done = wasi_nn(
+        "run", "--dir", ".:.", "--nn-preload", f"default:GGML:AUTO:{smollm2_path}", WASMEDGE, "default", prompt,
+        '{"temp": 0, "n-predict": 40, "ctx-size": 512, "n-gpu-layers": 0}',
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    *answer, metadata = done.stdout.splitlines()
+    assert "Paris" in "\n".join(answer)
+    assert list(json.loads(metadata)) == METADATA_KEYS
+
+
+def test_settings_of_the_command_line_lie_under_the_guests(wasi_nn: Command, tiny_model_path: Path) -> None:
+    config = ["--nn-config", '{"max_tokens": 3}']
+    of_all = wasi_nn("run", *config, "--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", ENDLESS)
+    assert n_answer_tokens(of_all) == 3
+    graph = ["--nn-graph", f"d={tiny_model_path},max_tokens=2"]
+    of_the_graph = wasi_nn("run", *config, *graph, WASMEDGE, "d", "x", ENDLESS)
+    assert n_answer_tokens(of_the_graph) == 2
+    of_the_guest = wasi_nn("run", *config, *graph, WASMEDGE, "d", "x", '{"n-predict": 1, "ignore-eos": true}')
+    assert n_answer_tokens(of_the_guest) == 1
+
+
+def test_a_name_that_nobody_registered_is_not_found(wasi_nn: Command) -> None:
+    done = wasi_nn("run", WASMEDGE, "default", "x", "{}")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert "last WASI-NN error: load_by_name_with_config: not_found (8)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", [["--nn-preload", "default:GGML:AUTO:gone.gguf"], ["--nn-graph", "default=gone.gguf"]]
+)
+def test_a_name_without_its_file_is_model_not_found(wasi_nn: Command, option: list[str]) -> None:
+    done = wasi_nn("run", *option, WASMEDGE, "default", "x", "{}")
+    assert (done.returncode, done.stdout) == (103, "")
+    assert "warn: " in done.stderr
+    assert "gone.gguf" in done.stderr
+
+
+def test_the_first_preload_of_a_name_wins(wasi_nn: Command, tiny_model_path: Path) -> None:
+    first, second = f"d:ggml:cpu:{tiny_model_path}", "d:ggml:cpu:gone.gguf"
+    assert wasi_nn("run", "--nn-preload", first, "--nn-preload", second, WASMEDGE, "d", "x", "{}").returncode == 0
+    assert wasi_nn("run", "--nn-preload", second, "--nn-preload", first, WASMEDGE, "d", "x", "{}").returncode == 103
+
+
+def test_an_unserved_encoding_skips_the_entry(wasi_nn: Command, tiny_model_path: Path) -> None:
+    done = wasi_nn("run", "--nn-preload", f"d:whisper:auto:{tiny_model_path}", WASMEDGE, "d", "x", "{}")
+    assert done.returncode == 8
+    assert "error: --nn-preload d:whisper:auto" in done.stderr
+
+
+def test_models_from_the_guests_memory_need_permission(wasi_nn: Command, tmp_path: Path) -> None:
+    """Refused as unsupported (6); with permission the bytes are looked at, and are no model (1)."""
+    (tmp_path / "load.wat").write_text(
+        """
+        (module
+          (import "wasi_ephemeral_nn" "load" (func $load (param i32 i32 i32 i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+          (memory (export "memory") 1)
+          (data (i32.const 0) "\\10\\00\\00\\00\\04\\00\\00\\00")
+          (data (i32.const 16) "junk")
+          (func (export "_start")
+            (call $proc_exit
+              (call $load (i32.const 0) (i32.const 1) (i32.const 6) (i32.const 0) (i32.const 8)))))
+        """
+    )
+    assert wasi_nn("run", "load.wat").returncode == 6
+    assert wasi_nn("run", "--allow-load-bytes", "load.wat").returncode == 1
+
+
+def test_the_dialect_can_be_prescribed(wasi_nn: Command, tiny_model_path: Path) -> None:
+    arguments = ["--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", '{"n-predict": 1}']
+    assert wasi_nn("run", "--dialect", "WasmEdge", *arguments).returncode == 0
+    refused = wasi_nn("run", "--dialect", "witx", *arguments)
+    assert refused.returncode == 1
+    assert "load_by_name_with_config" in refused.stderr
+
+
+def test_the_log_shows_llama_cpp_on_stderr_only(wasi_nn: Command, tiny_model_path: Path) -> None:
+    arguments = ["run", "--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", '{"temp": 0, "n-predict": 4}']
+    quiet, loud = wasi_nn(*arguments), wasi_nn("--log-level", "debug", *arguments)
+    assert quiet.stderr == ""
+    assert "llama" in loud.stderr
+    assert loud.stdout == quiet.stdout
+
+
+def test_the_examples_run(wasi_nn: Command, tiny_model_path: Path) -> None:
+    for module in ("ask.wasm", "wasmedge_stream.wasm"):
+        done = wasi_nn(
+            "run", "--nn-graph", f"default={tiny_model_path},max_tokens=4", EXAMPLES / module, "default", "x"
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_loading_shows_on_a_terminal(tiny_model_path: Path) -> None:
+    terminal, terminal_end = os.openpty()
+    arguments = command_line("run", "--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", '{"n-predict": 1}')
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=terminal_end, timeout=60, check=False)
+    os.close(terminal_end)
+    shown = os.read(terminal, 65536)
+    os.close(terminal)
+    assert done.returncode == 0
+    assert b"Loading d" in shown
+    assert b"Loading" not in done.stdout
