@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from wasi_nn_backend.backend import Backend, Graph
 from wasi_nn_backend.errors import (
     Busy,
     Cancelled,
@@ -31,9 +31,12 @@ from wasi_nn_backend.errors import (
     UnsupportedOperation,
     WasiNNError,
 )
-from wasi_nn_backend.execution_context import ExecutionContext
-from wasi_nn_backend.session import Message
 from wasi_nn_backend.types import Door, ExecutionTarget, GraphEncoding, Tensor, TensorType
+
+if TYPE_CHECKING:
+    from wasi_nn_backend.backend import Backend, Graph
+    from wasi_nn_backend.execution_context import ExecutionContext
+    from wasi_nn_backend.session import Message
 
 __all__ = [
     "Backend",
@@ -65,4 +68,26 @@ __all__ = [
     "__version__",
 ]
 
-__version__ = version("wasi-nn-backend")
+#: Where the names live whose import takes a third of a second: `wasi-nn --help` and programs that only catch the errors
+#: do not wait for pydantic and numpy.
+_LAZY = {
+    "Backend": "wasi_nn_backend.backend",
+    "Graph": "wasi_nn_backend.backend",
+    "ExecutionContext": "wasi_nn_backend.execution_context",
+    "Message": "wasi_nn_backend.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("wasi-nn-backend")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

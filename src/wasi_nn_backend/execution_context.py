@@ -76,8 +76,8 @@ class ExecutionContext:
         """Index 1: configuration JSON for this context, over what it has. Any other index: the prompt.
 
         Dimensions are not looked at. A token-by-token run under way ends with a new prompt, and keeps its settings
-        under new configuration. Raises ``InvalidArgument`` (closed, unloaded, wrong value), ``InvalidEncoding`` (not JSON),
-        ``Busy``; then nothing has changed.
+        under new configuration. Raises ``InvalidArgument`` (closed, unloaded, wrong value), ``InvalidEncoding`` (not
+        JSON), ``Busy``; then nothing has changed.
         """
         with self._enter(needs_graph=True):
             data = _tensor_bytes(tensor)

@@ -147,16 +147,18 @@ def test_a_session_that_comes_back_finds_its_tokens() -> None:
 
 def test_streams_are_taken_unused_first_then_the_one_unused_for_longest() -> None:
     pool = StreamPool(3, 8)
-    taken = {n: assignment.stream for n in range(3) if (assignment := pool.assign(n, [n])) is not None}
-    assert len(set(taken.values())) == 3
-    for session_id in (1, 2, 0):
-        pool.release(taken[session_id])
-    pool.forget_session(0)
-    assert [assignment.stream for n in (7, 8, 9) if (assignment := pool.assign(n, [n])) is not None] == [
-        taken[0],
-        taken[1],
-        taken[2],
-    ]
+
+    def take(session_id: int) -> int:
+        assignment = pool.assign(session_id, [session_id])
+        assert assignment is not None
+        return assignment.stream
+
+    first, second, third = take(1), take(2), take(3)
+    assert len({first, second, third}) == 3
+    for stream in (second, third, first):
+        pool.release(stream)
+    pool.forget_session(1)
+    assert [take(session_id) for session_id in (7, 8, 9)] == [first, second, third]
 
 
 def test_another_session_never_gets_foreign_tokens() -> None:

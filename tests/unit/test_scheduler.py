@@ -297,9 +297,12 @@ def test_credit_that_comes_before_it_is_needed_counts() -> None:
 def test_a_restart_computes_everything_again() -> None:
     """Memories that cannot cut are cleared."""
     simulation = Simulation(1, 4)
-    request = simulation.add(1, [1, 2, 3], 4)
+    simulation.add(1, [1, 2, 3], 1)
+    simulation.run_to_the_end()
+    request = simulation.add(1, [1, 2, 3, 4], 4)
     simulation.step()
     simulation.step()
+    assert request.n_tokens_reused == 3
     simulation.memory[0].clear()
     simulation.scheduler.restart(request)
     assert (request.n_tokens_computed, request.n_tokens_reused) == (0, 0)

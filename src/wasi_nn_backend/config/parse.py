@@ -55,9 +55,10 @@ def parse_layer(source: ConfigSource, *, name: str, unknown: UnknownPolicy = "wa
 def parse_assignments(pairs: Sequence[str], *, name: str) -> Layer:
     """Check ``key=value`` strings as they stand on a command line. The key is flat, dotted, or any other spelling.
 
-    A value that is JSON counts as such, any other as a string. Raises as ``parse_layer`` does.
+    A value that is JSON counts as such, any other as a string. Raises as ``parse_layer`` does; an unknown key is an
+    error, since who types a key is there to mend it.
     """
-    reader = _Reader(name, "warn")
+    reader = _Reader(name, "error")
     for pair in pairs:
         key, equals, text = pair.partition("=")
         key = key.strip()
