@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer, resolve
+from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, EngineStore, same_engine
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
@@ -81,8 +82,8 @@ class Backend:
             raise InvalidArgument(
                 f"load takes a GGUF file and, optionally, configuration; got {len(builders)} builders"
             )
-        layers = [parse_layer(builders[1], name="builder 1", unknown=door.unknown_keys)] if len(builders) > 1 else []
-        layers.append(parse_layer(config, name="graph", unknown=door.unknown_keys))
+        layers = [parse_at_door(builders[1], name="builder 1", door=door)] if len(builders) > 1 else []
+        layers.append(parse_at_door(config, name="graph", door=door))
         # No context manager: the folder belongs to the graph, and goes when that is unloaded.
         folder = tempfile.TemporaryDirectory(prefix="wasi-nn-")
         try:
@@ -94,7 +95,7 @@ class Backend:
             raise
 
     def load_by_name(self, name: str, *, door: Door = PYTHON_DOOR, progress: ProgressCallback | None = None) -> Graph:
-        """A graph of a registered model or, where the door allows paths, a built-in model's name or a GGUF's path.
+        """A graph of a registered model or, for trusted callers, a built-in model's name or a GGUF's path.
 
         ``progress`` is called with the fraction loaded and cancels by returning False. Raises ``NotFound`` (no such
         name), ``ModelNotFound`` (its file is missing), ``InvalidArgument`` (bad file), ``Cancelled``.
@@ -110,12 +111,12 @@ class Backend:
         progress: ProgressCallback | None = None,
     ) -> Graph:
         """``load_by_name`` with configuration for this graph; also raises what ``parse_layer`` raises."""
-        layers = [parse_layer(config, name="graph", unknown=door.unknown_keys)]
+        layers = [parse_at_door(config, name="graph", door=door)]
         registration = self.registry.find(name)
         if registration is not None:
             self._pin(registration, door, progress)
             return self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
-        if not door.allows_paths:
+        if not door.is_trusted:
             raise NotFound(f'no graph is registered as "{name}"; registered: {self._names()}')
         if name not in BUILTIN_MODELS and os.sep not in name and not Path(name).exists():
             raise NotFound(
@@ -226,7 +227,7 @@ class Graph:
         """A context with a sequence of its own. Raises ``InvalidArgument`` when the graph is unloaded or the
         configuration is wrong."""
         self._require_lease()
-        layer = parse_layer(config, name="context", unknown=self.door.unknown_keys)
+        layer = parse_at_door(config, name="context", door=self.door)
         context = ExecutionContext(self, self.next_id(), layer)
         with self._lock:
             self._contexts.add(context)

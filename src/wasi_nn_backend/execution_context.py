@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer
+from wasi_nn_backend.config import ConfigSource, Layer, Settings
 from wasi_nn_backend.config.layers import merge
+from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, same_engine
-from wasi_nn_backend.errors import Busy, EndOfSequence, InvalidArgument
+from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument, WasiNNError
 from wasi_nn_backend.llama.interface import Llama
 from wasi_nn_backend.output import FinishReason, RunMetadata
 from wasi_nn_backend.session import Message, Run, Session, start_run
@@ -63,8 +64,8 @@ class ExecutionContext:
         self._session = Session(context_id, graph.door.prompt_mode)
         self._entered = threading.Lock()  # held while a call works on this context
         self._run: Run | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
-        self._single_is_open = False  # whether the last run is a token-by-token one that may give more
-        self._input_is_newer = False  # whether a prompt was set since the last run started
+        self._open_run: Run | None = None  # one that goes on between calls: compute_single's or an iterator's
+        self._n_tokens_input: int | None = None  # of a prompt that was set since the last run started
         self._closing = threading.Lock()
         self._closed = False
         # An engine that only this context's settings need must not come and go with every compute.
@@ -82,9 +83,9 @@ class ExecutionContext:
         with self._enter(needs_graph=True):
             data = _tensor_bytes(tensor)
             if index == CONFIG_INDEX:
-                self._configure(parse_layer(data, name="context", unknown=self.graph.door.unknown_keys))
+                self._configure(parse_at_door(data, name="context", door=self.graph.door))
             else:
-                self._take_prompt(data)
+                self._take_prompt(data, self.settings)
 
     def compute(self, stdout: TextSink | None = None) -> None:
         """Generate for the prompt that was set, all of it; the text is then at output index 0.
@@ -110,13 +111,13 @@ class ExecutionContext:
         string, ``stopping.max_tokens``), and what ``compute`` raises; the call after that starts again.
         """
         with self._enter(needs_graph=True):
-            if not self._single_is_open:
-                self._start(self.settings, streams=True, single=True)
-                self._single_is_open = True
-            run = self._current_run()
+            run = self._open_run
+            if run is None or not run.is_single:
+                self._end_open_run()
+                run = self._open_run = self._start(self.settings, streams=True, single=True)
             piece = run.take_piece()
             if piece is None:
-                self._end_single()
+                self._end_open_run()
                 run.raise_error()
                 raise EndOfSequence("the run is over: there is no further token")
             if stdout is not None and piece and self.settings.session.stream_stdout:
@@ -133,9 +134,9 @@ class ExecutionContext:
     def fini_single(self) -> None:
         """End a token-by-token run and clear its output; the prompt stays. Always possible on an open context."""
         with self._enter():
-            self._end_single()
+            self._end_open_run()
             self._run = None
-            self._input_is_newer = self._session.has_input
+            self._n_tokens_input = self._count_input_tokens(self.settings)
 
     def close(self) -> None:
         """Stop what runs and free the sequence's cells before returning. Raises ``InvalidArgument`` the second time."""
@@ -148,27 +149,29 @@ class ExecutionContext:
         """set_input, compute and get_output in one. ``config`` holds for this call only."""
         with self._enter(needs_graph=True):
             settings = self._call_settings(config)
-            self._take_prompt(_tensor_bytes(prompt))
-            self._compute(settings, None)
-            return self._current_run().text.decode(errors="replace")
+            self._take_prompt(_tensor_bytes(prompt), settings)
+            return self._compute(settings, None).text.decode(errors="replace")
 
     def stream(self, prompt: str | bytes, config: ConfigSource = None) -> Iterator[str]:
-        """``run_inference`` in pieces, as they are generated. Work starts at the first ``next``; closing the iterator
-        early cancels the run, and what was generated until then counts as the answer."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        """``run_inference`` in pieces, as they are generated. Work starts at the first ``next``.
+
+        Closing the iterator early, or another call on this context, cancels the run; what was generated until then
+        counts as the answer. After another call the iterator raises ``Cancelled``.
+        """
         with self._enter(needs_graph=True):
             settings = self._call_settings(config)
-            self._take_prompt(_tensor_bytes(prompt))
-            run = self._start(settings, streams=True)
-            try:
-                while (piece := run.take_piece()) is not None:
-                    if text := decoder.decode(piece):
-                        yield text
-            finally:
-                self._finish(run)
-            run.raise_error()
-            if text := decoder.decode(b"", final=True):
-                yield text
+            self._take_prompt(_tensor_bytes(prompt), settings)
+            run = self._open_run = self._start(settings, streams=True)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while (piece := self._next_piece(run)) is not None:
+                if text := decoder.decode(piece):
+                    yield text
+        finally:
+            self._abandon(run)
+        run.raise_error()
+        if text := decoder.decode(b"", final=True):
+            yield text
 
     def cancel(self) -> None:
         """Stop a run from another thread: its caller gets ``Cancelled``. Without effect when nothing runs."""
@@ -184,19 +187,19 @@ class ExecutionContext:
     def reset(self) -> None:
         """Forget the conversation, the pending prompt and the output; configuration stays."""
         with self._enter():
-            self._end_single()
+            self._end_open_run()
             self._session.clear()
             self._run = None
-            self._input_is_newer = False
+            self._n_tokens_input = None
 
     @property
     def run_metadata(self) -> RunMetadata:
         """Figures of the last run; after ``set_input`` those of the prompt."""
         llama = self.graph.llama
-        run = self._run
-        if run is not None and not self._input_is_newer:
+        run, n_tokens_input = self._run, self._n_tokens_input
+        if run is not None and n_tokens_input is None:
             return run.metadata(llama.build_number, llama.build_commit)
-        return RunMetadata(self._count_input_tokens(), 0, llama.build_number, llama.build_commit)
+        return RunMetadata(n_tokens_input or 0, 0, llama.build_number, llama.build_commit)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -221,7 +224,7 @@ class ExecutionContext:
             self._closed = True  # a call that is about to submit a run sees it; later calls are refused
         self.cancel()
         with self._entered:
-            self._end_single()
+            self._end_open_run()
             self._give_up_lease(wait=True)
         self.graph.forget(self)
         return True
@@ -250,7 +253,7 @@ class ExecutionContext:
         """Let the next call in; before and after, see whether the graph was unloaded meanwhile."""
         while True:
             if not self.graph.alive and self._lease is not None:
-                self._end_single()
+                self._end_open_run()
                 self._give_up_lease(wait=False)
             self._entered.release()
             if self.graph.alive or self._lease is None or not self._entered.acquire(blocking=False):
@@ -262,24 +265,26 @@ class ExecutionContext:
         settings = self.graph.settings_with(merged)
         if not same_engine(settings, self.settings):
             lease = self.graph.lease(settings)
-            self._end_single()
+            self._end_open_run()
             self._give_up_lease(wait=False)
             self._lease = lease
         self._layer, self.settings = merged, settings
+        if self._n_tokens_input is not None:
+            self._n_tokens_input = self._count_input_tokens(settings)
 
     def _call_settings(self, config: ConfigSource) -> Settings:
         if config is None:
             return self.settings
-        layer = parse_layer(config, name="call", unknown=self.graph.door.unknown_keys)
+        layer = parse_at_door(config, name="call", door=self.graph.door)
         return self.graph.settings_with(self._layer, layer)
 
-    def _take_prompt(self, prompt: bytes) -> None:
-        self._end_single()
+    def _take_prompt(self, prompt: bytes, settings: Settings) -> None:
+        self._end_open_run()
         self._session.set_input(prompt)
-        self._input_is_newer = True
+        self._n_tokens_input = self._count_input_tokens(settings)
 
-    def _compute(self, settings: Settings, stdout: TextSink | None) -> None:
-        self._end_single()
+    def _compute(self, settings: Settings, stdout: TextSink | None) -> Run:
+        self._end_open_run()
         sink = stdout if settings.session.stream_stdout else None
         run = self._start(settings, streams=sink is not None)
         try:
@@ -292,6 +297,7 @@ class ExecutionContext:
         finally:
             self._finish(run)
         run.raise_error()
+        return run
 
     def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> Run:
         """Submit the pending prompt. The run before it, and its output, are gone only when that worked."""
@@ -301,7 +307,7 @@ class ExecutionContext:
         except BaseException:
             lease.release()
             raise
-        self._run, self._input_is_newer = run, False
+        self._run, self._n_tokens_input = run, None
         if self._closed:  # closed while this was on its way: whoever closed waits for the call to return
             run.cancel()
         return run
@@ -318,15 +324,27 @@ class ExecutionContext:
             run.lease.engine.forget_session(self.id, wait=False)
         run.lease.release()
 
-    def _end_single(self) -> None:
-        if self._single_is_open:
-            self._single_is_open = False
-            self._finish(self._current_run())
+    def _next_piece(self, run: Run) -> bytes | None:
+        """The next piece of an iterator's run; the context is free for other calls between the pieces."""
+        with self._enter():
+            if self._open_run is not run:
+                raise Cancelled("the iteration was ended by another call on its context")
+            return run.take_piece()
 
-    def _current_run(self) -> Run:
-        if self._run is None:
-            raise RuntimeError("no run is open")  # a fault of this class, never of a caller
-        return self._run
+    def _abandon(self, run: Run) -> None:
+        """An iterator is closed, perhaps by the garbage collector and in the middle of another call: never block."""
+        run.cancel()
+        if self._open_run is run and self._entered.acquire(blocking=False):
+            try:
+                if self._open_run is run:
+                    self._end_open_run()
+            finally:
+                self._leave()
+
+    def _end_open_run(self) -> None:
+        run, self._open_run = self._open_run, None
+        if run is not None:
+            self._finish(run)
 
     def _lease_for(self, settings: Settings) -> EngineLease:
         if same_engine(settings, self.settings):
@@ -345,12 +363,14 @@ class ExecutionContext:
             lease.engine.forget_session(self.id, wait=wait)
             lease.release()
 
-    def _count_input_tokens(self) -> int:
-        """Tokens of the pending prompt; 0 without one, or when the graph that could tell is unloaded."""
-        lease = self._lease
-        if lease is None or not self._session.has_input:
+    def _count_input_tokens(self, settings: Settings) -> int | None:
+        """Tokens of the pending prompt; None without one. What is wrong with it is for compute to say: 0 then."""
+        if not self._session.has_input:
+            return None
+        try:
+            return len(self._session.prompt(self._require_lease().model, settings).tokens)
+        except WasiNNError:
             return 0
-        return len(self._session.prompt(lease.model, self.settings).tokens)
 
 
 def _tensor_bytes(tensor: Tensor | bytes | str) -> bytes:

@@ -77,16 +77,16 @@ class Door:
     """How one way into the backend differs from the others.
 
     ``defaults`` is a configuration layer (nested shape) between the built-in defaults and the backend's own
-    configuration. ``allows_paths`` lets ``load_by_name`` fall back to a file path when no graph has the name: right for
-    the program that embeds the backend, wrong for guests. ``unknown_keys`` says what happens to configuration keys that
-    nobody knows.
+    configuration. ``is_trusted`` callers are the program that embeds the backend or its operator: ``load_by_name``
+    takes file paths from them, and they may set what is the host's (limits, chat templates); guests may not.
+    ``unknown_keys`` says what happens to configuration keys that nobody knows.
     """
 
     name: str
     prompt_mode: PromptMode
-    allows_paths: bool
+    is_trusted: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unknown_keys: Literal["warn", "ignore", "error"] = "warn"
 
 
-PYTHON_DOOR = Door(name="python", prompt_mode="chat", allows_paths=True)
+PYTHON_DOOR = Door(name="python", prompt_mode="chat", is_trusted=True)

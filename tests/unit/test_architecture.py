@@ -29,6 +29,7 @@ LAYERS = (
     "execution_context",
     "registry",
     "handles",
+    "doors",
     "session",
     "engine",
     "scheduler",

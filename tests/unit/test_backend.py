@@ -28,13 +28,14 @@ from wasi_nn_backend import (
     NotFound,
     PromptTooLong,
     RuntimeFailure,
+    SecurityViolation,
     Tensor,
     WasiNNError,
 )
 
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
 SEEDED = {"temperature": 0.9, "top_k": 20, "seed": 7}
-RAW = Door("guest", "raw", allows_paths=False)
+RAW = Door("guest", "raw", is_trusted=False)
 
 
 @pytest.fixture(params=["fake", "native"])
@@ -183,6 +184,27 @@ def test_an_iterator_closed_early_leaves_what_was_said(make_graph: MakeGraph) ->
         assert context.run_inference("Go on") is not None
 
 
+def test_a_suspended_iterator_blocks_nobody(make_graph: MakeGraph) -> None:
+    graph = make_graph(max_tokens=200)
+    context = graph.init_execution_context()
+    text = context.run_inference("another call")
+    stream = context.stream("first")
+    next(stream)
+    assert context.run_inference("another call") == text
+    with pytest.raises(Cancelled, match="another call"):
+        next(stream)
+    other = context.stream("closed while it is open")
+    next(other)
+    context.close()
+    with pytest.raises(InvalidArgument, match="closed"):
+        next(other)
+    with graph.init_execution_context() as third:
+        abandoned = third.stream("abandoned")
+        next(abandoned)
+        del abandoned
+        assert third.run_inference("another call") == text
+
+
 # When it ends.
 
 
@@ -320,6 +342,35 @@ def test_wrong_configuration_changes_nothing(make_graph: MakeGraph) -> None:
             assert context.run_inference("steady") == text
         context.set_input(1, b"")
         assert context.run_inference("steady") == text
+
+
+def test_what_is_the_hosts_to_set_is_not_the_guests(tiny_model_path: Path) -> None:
+    llama = FakeLlama()
+    with Backend({"max_concurrent": 3}, llama=llama) as backend:
+        backend.register("default", tiny_model_path, {"max_tokens": 7})
+        graph = backend.load_by_name_with_config("default", b'{"max_concurrent": 200, "n_ctx": 256}', door=RAW)
+        context = graph.init_execution_context()
+        context.set_input(1, b'{"backend": {"max_concurrent": 99}, "memory": {"max_memory_mb": 0}, "n_predict": 5}')
+        assert context.settings.backend.max_concurrent == 3
+        assert context.settings.memory.max_memory_mb == 8192
+        assert context.settings.stopping.max_tokens == 5
+        assert all(each.n_sequences == 3 for each in llama.models[0].contexts)
+        with pytest.raises(SecurityViolation, match="chat_template"):
+            context.set_input(1, b'{"chat_template": "{% for i in range(99999) %}{% endfor %}"}')
+
+
+def test_all_engines_together_stay_within_the_memory_limit(tiny_model_path: Path) -> None:
+    """The fake's token costs 64 bytes: 64 MiB hold a million."""
+    llama = FakeLlama()
+    with Backend({"max_memory_mb": 64, "max_concurrent": 4}, llama=llama) as backend:
+        first = backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 200_000})
+        assert llama.models[0].contexts[0].n_sequences == 4
+        backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 100_000})
+        assert llama.models[0].contexts[1].n_sequences == 2
+        with pytest.raises(InvalidArgument, match="max_memory_mb"):
+            backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 300_000})
+        first.unload()
+        backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 300_000})
 
 
 # Lifetimes.

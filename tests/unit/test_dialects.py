@@ -111,7 +111,7 @@ def test_wasmedge_shows_four_metadata_keys_and_its_own_defaults() -> None:
 @dialects
 def test_guests_send_raw_prompts_and_may_not_open_paths(dialect: Dialect) -> None:
     assert dialect.door.prompt_mode == "raw"
-    assert not dialect.door.allows_paths
+    assert not dialect.door.is_trusted
 
 
 @dialects

@@ -124,6 +124,80 @@ def test_a_memory_that_cannot_cut_is_computed_again(model: FakeModel, make_engin
     assert texts[1] == run(make_engine(context_of(model)), generation(model, 1, prompt=PROMPT[:10]))[0]
 
 
+def test_a_memory_that_cannot_cut_is_computed_again_though_the_batch_is_full(
+    model: FakeModel, make_engine: MakeEngine
+) -> None:
+    """The returning session gets its stream in a step whose batch another prompt fills."""
+    context = Uncuttable(model, ContextParams(n_ctx=256, n_sequences=2, n_batch=8))
+    engine = make_engine(context)
+    run(engine, generation(model, 1))
+    reached, go_on = threading.Event(), threading.Event()
+    context.before_decode = lambda _batch: (reached.set(), go_on.wait())
+    long = generation(model, 2, prompt=PROMPT * 4)
+    engine.submit(long)
+    assert reached.wait(30)
+    again = generation(model, 1, prompt=PROMPT[:10])
+    engine.submit(again)
+    go_on.set()
+    assert long.wait(30)
+    assert again.wait(30)
+    assert again.text == run(make_engine(context_of(model)), generation(model, 1, prompt=PROMPT[:10]))[0]
+
+
+def test_a_fault_while_committing_leaves_no_session_with_wrong_cells(
+    model: FakeModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run of the step has finished when the other's token cannot be turned into text."""
+    [expected] = run(make_engine(context_of(model)), generation(model, 1))
+    engine = make_engine(context_of(model))
+    calls = []
+
+    def piece(token: int, *, special: bool) -> bytes:
+        calls.append(token)
+        if len(calls) == 2:
+            raise ValueError("no such piece")
+        return bytes([token % 256])
+
+    monkeypatch.setattr(model.vocabulary, "piece", piece)
+    first, second = generation(model, 1, n_tokens=1), generation(model, 2, prompt=list(b"another prompt"))
+    run(engine, first, second)
+    monkeypatch.undo()
+    assert any(each.error is not None for each in (first, second))
+    assert run(engine, generation(model, 3, prompt=PROMPT))
+    [again] = run(engine, generation(model, 1))
+    assert len(again) == len(expected)
+    assert again[1:] == expected[1:]  # the first token's text may come from the piece cache
+
+
+def test_time_limits_hold_while_a_run_waits_and_while_it_computes_its_prompt(model: FakeModel) -> None:
+    now_s = 0.0
+    context = context_of(model, n_sequences=1, n_batch=4)
+
+    def tick(_batch: DecodeBatch) -> None:
+        nonlocal now_s
+        now_s += 1.0
+
+    context.before_decode = tick
+    engine = Engine(context, model.vocabulary, lambda: now_s)
+    slow, waiting = generation(model, 1, prompt=PROMPT * 9), generation(model, 2)
+    slow.limits = waiting.limits = GenerationLimits(n_tokens_max=5, duration_max_s=10.0)
+    run(engine, slow, waiting)
+    engine.close()
+    assert [slow.finish_reason, waiting.finish_reason] == [FinishReason.TIME, FinishReason.TIME]
+    assert now_s < 15
+
+
+def test_cells_are_gone_when_forget_returns(model: FakeModel, make_engine: MakeEngine) -> None:
+    context = context_of(model)
+    engine = make_engine(context)
+    run(engine, generation(model, 1), generation(model, 2))
+    assert context.n_cells_used() > 0
+    engine.forget_session(1)
+    engine.forget_session(2)
+    engine.forget_session(2)
+    assert context.n_cells_used() == 0
+
+
 def test_no_batch_is_longer_than_n_batch_and_prompts_do_not_hold_up_generation(
     model: FakeModel, make_engine: MakeEngine
 ) -> None:
@@ -173,16 +247,3 @@ def test_closing_ends_everything_that_waits(model: FakeModel, make_engine: MakeE
         engine.submit(generation(model, 9))
     engine.forget_session(1)  # a closed engine has no cells: nothing to do
     engine.close()
-
-
-def test_a_closed_sessions_cells_are_freed_when_forget_returns(model: FakeModel, make_engine: MakeEngine) -> None:
-    context = context_of(model)
-    engine = make_engine(context)
-    run(engine, generation(model, 1), generation(model, 2))
-    n_before = context.n_cells_used()
-    assert n_before >= 2 * len(PROMPT)
-    engine.forget_session(1)
-    engine.forget_session(2)
-    engine.forget_session(2)
-    run(engine, generation(model, 3, n_tokens=1))
-    assert context.n_cells_used() == len(PROMPT) + 1

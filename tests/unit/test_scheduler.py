@@ -59,6 +59,11 @@ class Simulation:
         self.scheduler.add(request)
         return request
 
+    def forget(self, session_id: int) -> None:
+        removal = self.scheduler.forget_session(session_id)
+        if removal is not None:
+            del self.memory[removal.stream][removal.first_position :]
+
     def cancel(self, request: Request) -> None:
         if request.state is not RequestState.FINISHED:
             self.cancelled.add(request.id)
@@ -227,12 +232,10 @@ def test_under_any_events_all_that_is_not_cancelled_finishes_as_if_alone(
             for request in requests:
                 if request.session_id == values[0]:
                     simulation.cancel(request)
-            simulation.scheduler.forget_session(values[0])
+            simulation.forget(values[0])
     simulation.run_to_the_end()
     for session_id in range(6):
-        simulation.scheduler.forget_session(session_id)
-    if simulation.scheduler.has_work:
-        simulation.step()
+        simulation.forget(session_id)
     assert not simulation.scheduler.has_work
     assert simulation.pool.n_cells_used == 0
     assert not any(simulation.memory)
@@ -304,7 +307,7 @@ def test_a_restart_computes_everything_again() -> None:
     simulation.step()
     assert request.n_tokens_reused == 3
     simulation.memory[0].clear()
-    simulation.scheduler.restart(request)
+    simulation.scheduler.restart(0)
     assert (request.n_tokens_computed, request.n_tokens_reused) == (0, 0)
     simulation.run_to_the_end()
 

@@ -24,7 +24,7 @@ WASMEDGE = Dialect(
     door=Door(
         name="wasmedge",
         prompt_mode="raw",
-        allows_paths=False,
+        is_trusted=False,
         # Modules send keys of many versions, and WasmEdge passes over those that it does not know.
         unknown_keys="ignore",
         # What a WasmEdge guest gets when it sets nothing; the sampler defaults of llama.cpp's common library.

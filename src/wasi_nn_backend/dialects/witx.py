@@ -16,7 +16,7 @@ __all__ = ["WITX"]
 WITX = Dialect(
     name="witx",
     import_module="wasi_ephemeral_nn",
-    door=Door(name="witx", prompt_mode="raw", allows_paths=False),
+    door=Door(name="witx", prompt_mode="raw", is_trusted=False),
     functions=frozen(
         {
             "load": ("builders", "n_builders", "encoding", "target", "out_graph"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -75,10 +74,12 @@ class Generation:
         self.finish_reason = reason
         self.error = error
         self.finished_s = now_s
-        self.sampler.close()
-        self._done.set()
-        if self._pieces is not None:
-            self._pieces.put(None)
+        try:
+            self.sampler.close()
+        finally:  # whoever waits must learn of the end, whatever happens
+            self._done.set()
+            if self._pieces is not None:
+                self._pieces.put(None)
 
     # The consumer's side.
 
@@ -96,9 +97,3 @@ class Generation:
             except Empty:
                 return None
         return self._pieces.get()
-
-    def pieces(self, on_piece: Callable[[bytes], None] | None = None) -> Iterator[bytes]:
-        """Non-empty pieces until the end."""
-        while (piece := self.next_piece()) is not None:
-            if piece.text:
-                yield piece.text

@@ -23,6 +23,8 @@ __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
 
+_NO_PLAN = StepPlan((), ())
+
 
 class Engine:
     """Runs generations over one llama context, batched. Public methods may be called from any thread.
@@ -31,20 +33,28 @@ class Engine:
     """
 
     def __init__(
-        self, context: Context, vocabulary: Vocabulary, clock: Callable[[], float], n_ctx: int | None = None
+        self,
+        context: Context,
+        vocabulary: Vocabulary,
+        clock: Callable[[], float],
+        *,
+        n_ctx: int | None = None,
+        kv_bytes: int = 0,
     ) -> None:
         self.n_ctx = min(context.n_ctx, n_ctx or context.n_ctx)  # llama.cpp rounds up; users get what they asked for
         self.n_sequences = context.n_sequences
+        self.kv_bytes = kv_bytes  # what the context's cells take, for the accounting over several engines
         self._context = context
         self._vocabulary = vocabulary
         self._clock = clock
         self._pool = StreamPool(context.n_sequences, self.n_ctx)
         self._scheduler = Scheduler(self._pool, context.n_batch)
         self._generations: dict[int, Generation] = {}
+        self._timed: set[Generation] = set()  # those with a time limit
         self._batch = DecodeBatch()
         self._pieces: dict[int, bytes] = {}
         self._pieces_special: dict[int, bytes] = {}
-        self._plan = StepPlan((), ())  # the step that runs now
+        self._plan = _NO_PLAN  # the step that runs now
         self._prompting: frozenset[int] = frozenset()  # requests whose prompt is in the decode that runs now
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -63,7 +73,10 @@ class Engine:
         """End a generation at the next step, or in the middle of its prompt. Without effect when it is done."""
         if generation.done:
             return
-        self._send(lambda: self._finish(generation, FinishReason.CANCELLED, Cancelled("the run was cancelled")))
+        try:
+            self._send(lambda: self._finish(generation, FinishReason.CANCELLED, Cancelled("the run was cancelled")))
+        except RuntimeFailure:
+            return  # closing ends it anyway
         if generation.request.id in self._prompting:  # a prompt's batch may take seconds; one token's step may not
             self._context.request_abort()
 
@@ -76,8 +89,12 @@ class Engine:
         forgotten = threading.Event()
 
         def forget() -> None:
-            self._scheduler.forget_session(session_id)
-            forgotten.set()
+            try:
+                removal = self._scheduler.forget_session(session_id)
+                if removal is not None:
+                    self._context.remove(removal.stream, removal.first_position)
+            finally:
+                forgotten.set()
 
         try:
             self._send(forget)
@@ -138,16 +155,27 @@ class Engine:
         except Exception as fault:
             if not isinstance(fault, WasiNNError):
                 _log.exception("the engine's step failed")
-            kind = type(fault) if isinstance(fault, WasiNNError) else RuntimeFailure
-            for chunk in self._plan.chunks:
+            self._recover(fault)
+
+    def _recover(self, fault: Exception) -> None:
+        """End what was in the step; nobody knows what lies in its streams now. A fault of the planning ends all."""
+        chunks, self._plan = self._plan.chunks, _NO_PLAN
+        for chunk in chunks:
+            self._scheduler.forget_stream(chunk.stream)
+            try:
                 self._context.remove(chunk.stream, 0)
-                self._scheduler.restart(chunk.request)
-                generation = self._generations.get(chunk.request.id)
-                if generation is not None:
-                    self._finish(generation, FinishReason.ERROR, kind(f"the run failed: {fault}"))
+            except WasiNNError:
+                _log.exception("stream %d could not be cleared", chunk.stream)
+        kind = type(fault) if isinstance(fault, WasiNNError) else RuntimeFailure
+        struck = [self._generations.get(chunk.request.id) for chunk in chunks] or list(self._generations.values())
+        for generation in struck:
+            if generation is not None:
+                self._finish(generation, FinishReason.ERROR, kind(f"the run failed: {fault}"))
 
     def step(self) -> None:
         """One batch: plan, apply, decode, sample, commit."""
+        self._expire()
+        self._plan = _NO_PLAN
         self._plan = plan = self._scheduler.plan()
         if not self._apply(plan) or not plan.chunks:
             return
@@ -170,11 +198,17 @@ class Engine:
         for removal in plan.removals:
             if not self._context.remove(removal.stream, removal.first_position):
                 self._context.remove(removal.stream, 0)
+                self._scheduler.restart(removal.stream)
                 holds = False
-                for chunk in plan.chunks:
-                    if chunk.stream == removal.stream:
-                        self._scheduler.restart(chunk.request)
         return holds
+
+    def _expire(self) -> None:
+        """End runs whose time is over, also those that wait or still compute their prompt."""
+        if self._timed:
+            now_s = self._clock()
+            for generation in list(self._timed):
+                if now_s - generation.submitted_s >= (generation.limits.duration_max_s or 0):
+                    self._finish(generation, FinishReason.TIME)
 
     def _decode(self, plan: StepPlan) -> DecodeStatus:
         self._prompting = frozenset(chunk.request.id for chunk in plan.chunks if chunk.n_tokens > 1)
@@ -188,7 +222,7 @@ class Engine:
         for chunk in plan.chunks:
             if not self._context.remove(chunk.stream, chunk.first_position):
                 self._context.remove(chunk.stream, 0)
-                self._scheduler.restart(chunk.request)
+                self._scheduler.restart(chunk.stream)
 
     def _sample(self, plan: StepPlan, rows: list[int]) -> list[int | None]:
         generations = self._generations
@@ -221,8 +255,6 @@ class Engine:
             self._finish(generation, FinishReason.STOP_STRING)
         elif generation.n_tokens_output == limits.n_tokens_max:
             self._finish(generation, FinishReason.LENGTH)
-        elif limits.duration_max_s is not None and now_s - generation.submitted_s >= limits.duration_max_s:
-            self._finish(generation, FinishReason.TIME)
         elif len(chunk.request.tokens) == self.n_ctx:
             self._finish(generation, FinishReason.CONTEXT_FULL, self._context_full())
         else:
@@ -245,6 +277,8 @@ class Engine:
         if generation.done:
             return
         self._generations[generation.request.id] = generation
+        if generation.limits.duration_max_s is not None:
+            self._timed.add(generation)
         self._scheduler.add(generation.request)
 
     def _finish(self, generation: Generation, reason: FinishReason, error: WasiNNError | None = None) -> None:
@@ -252,6 +286,7 @@ class Engine:
             return
         self._scheduler.finish(generation.request)
         self._generations.pop(generation.request.id, None)
+        self._timed.discard(generation)
         generation.finish(reason, error, self._clock())
 
     def _shut_down(self) -> None:

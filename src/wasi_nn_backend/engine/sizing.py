@@ -9,7 +9,7 @@ from wasi_nn_backend.config import Settings
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.llama.interface import ContextParams, Model, ModelParams
 
-__all__ = ["context_params", "model_params", "n_usable_cores", "same_engine"]
+__all__ = ["context_params", "model_params", "n_usable_cores", "resolved_n_ctx", "same_engine"]
 
 _MIB = 1 << 20
 
@@ -42,28 +42,38 @@ def model_params(path: Path, settings: Settings) -> ModelParams:
     )
 
 
-def context_params(model: Model, settings: Settings) -> ContextParams:
+def resolved_n_ctx(model: Model, settings: Settings) -> int:
+    """One sequence's window in tokens: what was asked for, or 2048, but then not more than the model's training."""
+    section = settings.model
+    if section.n_ctx == 0:
+        return model.n_ctx_train
+    if "n_ctx" not in section.model_fields_set and model.n_ctx_train:
+        return min(section.n_ctx, model.n_ctx_train)
+    return section.n_ctx
+
+
+def context_params(model: Model, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
     """One stream for each sequence that may run at once, as far as ``memory.max_memory_mb`` reaches.
 
-    Raises ``InvalidArgument`` when not even one stream fits.
+    ``n_kv_bytes_elsewhere`` is what other contexts hold of it. Raises ``InvalidArgument`` when not one stream fits.
     """
     section = settings.model
-    n_ctx = section.n_ctx or model.n_ctx_train
-    if "n_ctx" not in section.model_fields_set and model.n_ctx_train:
-        n_ctx = min(n_ctx, model.n_ctx_train)  # nobody asked for more than the model was trained for
+    n_ctx = resolved_n_ctx(model, settings)
     kv_bytes_per_stream = n_ctx * model.kv_bytes_per_token(section.cache_type_k, section.cache_type_v)
     n_sequences = settings.backend.max_concurrent
     if settings.memory.max_memory_mb:
-        n_sequences = min(n_sequences, settings.memory.max_memory_mb * _MIB // max(1, kv_bytes_per_stream))
+        n_bytes_free = settings.memory.max_memory_mb * _MIB - n_kv_bytes_elsewhere
+        n_sequences = min(n_sequences, n_bytes_free // max(1, kv_bytes_per_stream))
     if n_sequences < 1:
         raise InvalidArgument(
-            f"a context of {n_ctx} tokens needs {kv_bytes_per_stream / _MIB:.0f} MiB of KV cache and "
-            f"memory.max_memory_mb is {settings.memory.max_memory_mb}: lower model.n_ctx or raise the limit"
+            f"a context of {n_ctx} tokens needs {kv_bytes_per_stream / _MIB:.0f} MiB of KV cache, other graphs hold "
+            f"{n_kv_bytes_elsewhere / _MIB:.0f} MiB and memory.max_memory_mb is {settings.memory.max_memory_mb}: "
+            f"lower model.n_ctx, unload a graph or raise the limit"
         )
     return ContextParams(
         n_ctx=n_ctx,
         n_sequences=n_sequences,
-        n_batch=section.batch_size,
+        n_batch=max(section.batch_size, n_sequences),  # or a full set of generations would leave prompts no room
         n_ubatch=min(section.ubatch_size, section.batch_size),
         n_threads=section.threads or n_usable_cores(),
         flash_attention=section.flash_attention,

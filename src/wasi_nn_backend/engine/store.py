@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.engine.loop import Engine
-from wasi_nn_backend.engine.sizing import context_params, model_params
-from wasi_nn_backend.errors import ModelNotFound
+from wasi_nn_backend.engine.sizing import context_params, model_params, resolved_n_ctx
+from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 
 __all__ = ["EngineLease", "EngineStore"]
@@ -88,7 +88,11 @@ class EngineLease:
         self._released = False
 
     def retain(self) -> EngineLease:
-        return self._store.share(self, self._model_key)
+        """Raises ``InvalidArgument`` when this lease was released, by another thread perhaps."""
+        with self._lock:
+            if self._released:
+                raise InvalidArgument("the graph was unloaded meanwhile: load it again")
+            return self._store.share(self, self._model_key)
 
     def release(self) -> None:
         """Idempotent. The last release of an engine stops its thread and frees its context."""
@@ -104,8 +108,10 @@ class EngineStore:
     def __init__(self, llama: Llama, clock: Callable[[], float]) -> None:
         self._llama = llama
         self._clock = clock
+        self._sizing = threading.Lock()
+        self._n_kv_bytes = 0  # of all engines' contexts
         self._models: _Shared[Model] = _Shared(lambda model: model.close())
-        self._engines: _Shared[Engine] = _Shared(lambda engine: engine.close())
+        self._engines: _Shared[Engine] = _Shared(self._close_engine)
 
     def acquire(self, path: Path, settings: Settings, progress: ProgressCallback | None = None) -> EngineLease:
         """Load the model and create the context unless somebody uses the same already.
@@ -116,16 +122,32 @@ class EngineStore:
         params = model_params(path, settings)
         model_key = (params, _file_stamp(path))
         model = self._models.acquire(model_key, lambda: self._llama.load_model(params, progress))
+        key = (model_key, resolved_n_ctx(model, settings), settings.model, settings.memory, settings.backend)
         try:
-            sizes = context_params(model, settings)
-            key = (model_key, sizes)
-            engine = self._engines.acquire(
-                key, lambda: Engine(model.create_context(sizes), model.vocabulary, self._clock, sizes.n_ctx)
-            )
+            engine = self._engines.acquire(key, lambda: self._open_engine(model, settings))
         except BaseException:
             self._models.release(model_key)
             raise
         return EngineLease(self, key, model_key, engine, model)
+
+    def _open_engine(self, model: Model, settings: Settings) -> Engine:
+        cache_types = settings.model.cache_type_k, settings.model.cache_type_v
+        with self._sizing:  # what is free must still be free when it is taken
+            sizes = context_params(model, settings, self._n_kv_bytes)
+            context = model.create_context(sizes)
+            try:
+                kv_bytes = sizes.n_sequences * sizes.n_ctx * model.kv_bytes_per_token(*cache_types)
+                engine = Engine(context, model.vocabulary, self._clock, n_ctx=sizes.n_ctx, kv_bytes=kv_bytes)
+            except BaseException:
+                context.close()
+                raise
+            self._n_kv_bytes += kv_bytes
+            return engine
+
+    def _close_engine(self, engine: Engine) -> None:
+        engine.close()
+        with self._sizing:
+            self._n_kv_bytes -= engine.kv_bytes
 
     def share(self, lease: EngineLease, model_key: Hashable) -> EngineLease:
         self._models.retain(model_key)
@@ -145,6 +167,7 @@ def _file_stamp(path: Path) -> tuple[int, int]:
     """Changes when the file is replaced, so that a new file under an old name is not served from the old weights."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise ModelNotFound(f"{path}: {error.strerror or error}; give the path of a GGUF file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or half a surrogate pair, in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotFound(f"{str(path)!r}: {reason}; give the path of a GGUF file") from error
     return status.st_mtime_ns, status.st_size

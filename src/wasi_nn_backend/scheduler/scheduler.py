@@ -23,12 +23,11 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._paused: list[Request] = []  # with their streams, the longest paused first
-        self._removals: list[RemoveTail] = []
 
     @property
     def has_work(self) -> bool:
-        """Whether ``plan`` would find something to decode or to remove."""
-        return bool(self._running or self._waiting or self._removals)
+        """Whether ``plan`` would find something to decode."""
+        return bool(self._running or self._waiting)
 
     def add(self, request: Request) -> None:
         request.state = RequestState.WAITING
@@ -36,7 +35,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Admit what fits, then fill one batch."""
-        self._admit()
+        removals = self._admit()
         n_left = self._n_batch
         generating = [r for r in self._running if r.n_tokens_pending == 1]
         if len(generating) > self._n_batch:  # round robin: whom this batch leaves out comes first in the next one
@@ -50,8 +49,7 @@ class Scheduler:
             n_tokens = min(request.n_tokens_pending, n_left)
             chunks.append(self._chunk(request, n_tokens))
             n_left -= n_tokens
-        removals, self._removals = tuple(self._removals), []
-        return StepPlan(removals, tuple(chunks))
+        return StepPlan(tuple(removals), tuple(chunks))
 
     def commit(self, chunk: Chunk) -> None:
         """A chunk was decoded: its tokens are in the cache."""
@@ -96,20 +94,25 @@ class Scheduler:
             request.stream = None
         request.state = RequestState.FINISHED
 
-    def forget_session(self, session_id: int) -> None:
-        """The session is closed: free its cells at the next step. Its requests must be finished."""
-        removal = self._pool.forget_session(session_id)
-        if removal is not None:
-            self._removals.append(removal)
+    def forget_session(self, session_id: int) -> RemoveTail | None:
+        """The session is closed: what to remove at once. Its requests must be finished."""
+        return self._pool.forget_session(session_id)
 
-    def restart(self, request: Request) -> None:
-        """Compute all of a running request's tokens again: its memory had to be cleared."""
-        if request.stream is not None:
-            self._pool.forget(request.stream)
-        request.n_tokens_computed = 0
-        request.n_tokens_reused = 0
+    def forget_stream(self, stream: int) -> None:
+        """Nobody knows what lies in this stream after a fault: it is removed, and nothing counts on it."""
+        self._pool.forget(stream)
 
-    def _admit(self) -> None:
+    def restart(self, stream: int) -> None:
+        """A stream had to be cleared: whoever runs on it computes all tokens again."""
+        self._pool.forget(stream)
+        for request in (*self._running, *self._paused):
+            if request.stream == stream:
+                request.n_tokens_computed = 0
+                request.n_tokens_reused = 0
+
+    def _admit(self) -> list[RemoveTail]:
+        """Start waiting requests while streams can be had; returns what must be removed from those first."""
+        removals: list[RemoveTail] = []
         for request in list(self._waiting):
             if self._pool.is_running(request.session_id):
                 continue  # one sequence a session: this one goes on where the other stops, and lets the next pass
@@ -118,17 +121,18 @@ class Scheduler:
                 self._take_stream(self._paused.pop(0))
                 assignment = self._pool.assign(request.session_id, request.tokens)
             if assignment is None:
-                return
+                break
             self._waiting.remove(request)
             self._start(request, assignment)
+            if assignment.removal is not None:
+                removals.append(assignment.removal)
+        return removals
 
     def _start(self, request: Request, assignment: Assignment) -> None:
         request.stream = assignment.stream
         request.n_tokens_computed = assignment.n_tokens_reused
         if request.n_tokens_generated == 0:
             request.n_tokens_reused = assignment.n_tokens_reused
-        if assignment.removal is not None:
-            self._removals.append(assignment.removal)
         request.state = RequestState.RUNNING
         self._running.append(request)
 
