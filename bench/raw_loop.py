@@ -11,16 +11,15 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from llama_cpp import llama_cpp as native
 
-from wasi_nn_backend.llama import load_llama
+# Not llama_cpp itself: libgomp reads its settings when it is loaded, which this module sees to.
+from wasi_nn_backend.llama.bindings import native
 
 
 class RawLoop:
     """A model and a context of ``n_sequences`` streams of ``n_ctx`` tokens. Greedy; end-of-generation tokens go on."""
 
     def __init__(self, path: Path, *, n_sequences: int, n_ctx: int, n_threads: int, n_batch: int = 512) -> None:
-        load_llama()  # the same environment for libgomp, and llama.cpp's log goes to logging
         model_params = native.llama_model_default_params()
         model_params.n_gpu_layers = 0
         self._model = native.llama_model_load_from_file(str(path).encode(), model_params)

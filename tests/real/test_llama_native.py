@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.llama_conformance import decode
@@ -247,11 +247,19 @@ class TestVocabulary:
             tokens = vocabulary.tokenize(text.encode(), add_special=False, parse_special=parse_special)
             assert b"".join(vocabulary.piece(token, special=True) for token in tokens) == text.encode()
 
-    @given(st.binary())
+    @example(b"\xf7\xbf\xbf\xbf")  # a code point beyond U+10FFFF: llama.cpp would end the process
+    @example(b"\xed\xa0\x80")  # a surrogate
+    @given(st.binary() | st.lists(st.sampled_from([b"\xf7", b"\xf4", b"\x90", b"\xbf", b"a", b" "])).map(b"".join))
     @settings(max_examples=200)
     def test_any_bytes_are_tokenised(self, vocabulary: NativeVocabulary, text: bytes) -> None:
         tokens = vocabulary.tokenize(text, add_special=True, parse_special=True)
         assert all(0 <= token < vocabulary.n_tokens for token in tokens)
+
+    def test_a_prompt_with_its_own_beginning_token_is_no_warning(
+        self, vocabulary: NativeVocabulary, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert vocabulary.tokenize(b"<s>a", add_special=True, parse_special=True)[:2] == [256, 256]
+        assert not caplog.records
 
     def test_tokens_out_of_range_are_refused(self, model: NativeModel) -> None:
         for token in (-1, model.vocabulary.n_tokens, 2**31, -(2**40)):
@@ -453,11 +461,43 @@ class TestStates:
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+#: A stage that changes no order but makes llama.cpp's own chain sample.
+CHAIN = [Temperature(0.5)]
+
+
 class TestSampling:
+    @pytest.mark.parametrize(
+        "stages",
+        [
+            [Penalties(64, 1.3, 0.0, 0.0)],
+            [Penalties(8, 1.1, 0.4, 0.7)],
+            [Penalties(3, 2.0, -1.0, 0.5)],
+            [LogitBias(((40, 3.0), (41, -float("inf")), (40, 0.5)))],
+            [LogitBias(((5, -float("inf")), (6, 1.0))), Penalties(16, 1.5, 0.2, 0.2)],
+        ],
+    )
+    def test_biases_and_penalties_on_the_short_cut_are_llama_cpp_s(
+        self, model: NativeModel, context: NativeContext, stages: list[SamplerStage]
+    ) -> None:
+        """200 tokens, each fed back, so that windows fill, overflow and repeat."""
+        short, chain = model.create_sampler([*stages, Greedy()]), model.create_sampler([*stages, *CHAIN, Greedy()])
+        for token in TOKENS:
+            short.accept(token)
+            chain.accept(token)
+        decode(context, TOKENS)
+        row, chosen = len(TOKENS) - 1, []
+        for position in range(len(TOKENS), len(TOKENS) + 200):
+            token = short.sample(context, row)
+            assert token == chain.sample(context, row)
+            chosen.append(token)
+            decode(context, [token], position)
+            row = 0
+        assert len(set(chosen)) > 1
+
     def test_the_short_cut_chooses_what_llama_cpp_s_greedy_chooses(
         self, model: NativeModel, context: NativeContext
     ) -> None:
-        short, chain = model.create_sampler([Greedy()]), model.create_sampler([LogitBias(()), Greedy()])
+        short, chain = model.create_sampler([Greedy()]), model.create_sampler([*CHAIN, Greedy()])
         batch = DecodeBatch()
         for position, token in enumerate(TOKENS):
             batch.add([token], position, 0, logits_for_last=True)
@@ -471,7 +511,7 @@ class TestSampling:
         logits = context.logits(row)  # llama.cpp's own memory: what is written here, its samplers see
         logits[:] = 0.0
         logits[[9, 200]] = 1.0
-        for stages in ([Greedy()], [LogitBias(()), Greedy()]):
+        for stages in ([Greedy()], [*CHAIN, Greedy()]):
             assert model.create_sampler(stages).sample(context, row) == 9
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])

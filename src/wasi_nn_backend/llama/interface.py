@@ -200,7 +200,7 @@ class Vocabulary(Protocol):
     def eos_text(self) -> str: ...
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokens of UTF-8 ``text``; invalid bytes become byte or unknown tokens, never an error."""
+        """Tokens of UTF-8 ``text``; invalid bytes become byte tokens or count as U+FFFD, never an error."""
 
     def piece(self, token: int, *, special: bool) -> bytes:
         """The token's bytes, possibly part of a character. Control tokens are empty unless ``special``."""

@@ -50,7 +50,7 @@ class NativeModel(Owner):
         self._read_facts(pointer, params)
 
     def _read_facts(self, pointer: int, params: ModelParams) -> None:
-        self._vocabulary = NativeVocabulary(self._resource)
+        self._vocabulary = NativeVocabulary(self._resource, self._log)
         self._description = _text(lambda buffer, size: native.llama_model_desc(pointer, buffer, size))
         self._metadata = MappingProxyType(_read_metadata(pointer))
         self._n_ctx_train = int(native.llama_model_n_ctx_train(pointer))

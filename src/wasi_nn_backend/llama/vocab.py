@@ -7,6 +7,7 @@ from functools import cached_property
 
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
 from wasi_nn_backend.llama.bindings import native
+from wasi_nn_backend.llama.log_bridge import LogBridge
 from wasi_nn_backend.llama.owner import Hold, Resource
 
 __all__ = ["NativeVocabulary"]
@@ -18,8 +19,9 @@ _MAX_TEXT_BYTES = 2**31 - 1  # llama_tokenize takes an int32 length
 class NativeVocabulary:
     """The vocabulary inside a model: it has no memory of its own, each call holds the model. Thread-safe."""
 
-    def __init__(self, model: Resource) -> None:
+    def __init__(self, model: Resource, log: LogBridge) -> None:
         self._model = model
+        self._log = log
         with Hold(model) as pointer:
             self._vocab = native.llama_model_get_vocab(pointer)
             self._n_tokens = int(native.llama_vocab_n_tokens(self._vocab))
@@ -50,7 +52,8 @@ class NativeVocabulary:
         return (native.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Raises ``InvalidArgument`` for text of 2 GiB and more."""
+        """Bytes that are no UTF-8 count as U+FFFD. Raises ``InvalidArgument`` for text of 2 GiB and more."""
+        text = _valid_utf8(text)
         if len(text) > _MAX_TEXT_BYTES:
             raise InvalidArgument(f"a text of {len(text)} bytes is longer than llama.cpp can tokenise; split it")
         # One token a byte and the special ones around the text is the most that byte-level vocabularies give; others
@@ -58,7 +61,8 @@ class NativeVocabulary:
         capacity = len(text) + 8
         for _attempt in range(2):
             tokens = (ctypes.c_int32 * capacity)()
-            with Hold(self._model):
+            # Quiet: llama.cpp warns of every prompt that begins with a beginning token of its own.
+            with Hold(self._model), self._log.collector(quiet=True):
                 n = native.llama_tokenize(self._vocab, text, len(text), tokens, capacity, add_special, parse_special)
             if n >= 0:
                 return tokens[:n]
@@ -87,3 +91,12 @@ class NativeVocabulary:
         # llama.cpp indexes without asking: an exception of C++ would end the process here.
         if not 0 <= token < self._n_tokens:
             raise InvalidArgument(f"token {token} is outside of the vocabulary of {self._n_tokens}")
+
+
+def _valid_utf8(text: bytes) -> bytes:
+    """llama.cpp replaces most broken bytes itself, but ends the process over some (F7 BF BF BF, beyond U+10FFFF)."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return text.decode("utf-8", "replace").encode()
+    return text
