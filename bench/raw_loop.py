@@ -12,6 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from wasi_nn_backend.llama import load_llama
+
 # Not llama_cpp itself: libgomp reads its settings when it is loaded, which this module sees to.
 from wasi_nn_backend.llama.bindings import native
 
@@ -20,6 +22,7 @@ class RawLoop:
     """A model and a context of ``n_sequences`` streams of ``n_ctx`` tokens. Greedy; end-of-generation tokens go on."""
 
     def __init__(self, path: Path, *, n_sequences: int, n_ctx: int, n_threads: int, n_batch: int = 512) -> None:
+        load_llama()  # its log goes to logging, not to stderr
         model_params = native.llama_model_default_params()
         model_params.n_gpu_layers = 0
         self._model = native.llama_model_load_from_file(str(path).encode(), model_params)

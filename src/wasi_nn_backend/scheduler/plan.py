@@ -23,7 +23,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """``removals`` come first, then one decode of all ``chunks``."""
+    """``removals`` come first, then one decode of all ``chunks``, which are in the order of their streams."""
 
     removals: tuple[RemoveTail, ...]
     chunks: tuple[Chunk, ...]

@@ -49,6 +49,9 @@ class Scheduler:
             n_tokens = min(request.n_tokens_pending, n_left)
             chunks.append(self._chunk(request, n_tokens))
             n_left -= n_tokens
+        # llama.cpp computes streams together only where their ids follow on each other: any other order of the batch
+        # falls apart into one pass over the weights a stream.
+        chunks.sort(key=lambda chunk: chunk.stream)
         return StepPlan(tuple(removals), tuple(chunks))
 
     def commit(self, chunk: Chunk) -> None:
