@@ -1,9 +1,9 @@
 /* Asks a language model one question with the official WASI-NN calls and prints the answer.
  *
  * Build: python -m ziglang cc -target wasm32-wasi -O2 -s -o ask.wasm ask.c
- * Run:   wasi-nn run --nn-graph default=smollm2 ask.wasm default "Name the capital city of France."
+ * Run:   wasi-nn run --nn-graph default=smollm2,prompt_mode=chat ask.wasm default "Name the capital city of France."
  *
- * The prompt goes to the model as it is: a chat model wants its template around the question.
+ * The prompt goes to the model as it is; prompt_mode=chat lets the host put the model's chat template around it.
  */
 #include <stdio.h>
 #include <string.h>

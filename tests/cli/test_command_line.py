@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -15,10 +18,12 @@ from tests.cli.conftest import Command, command_line
 from wasi_nn_backend.cli import main
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
 from wasi_nn_backend.cli.logs import LogLevel, configure_logging
+from wasi_nn_backend.config import Settings
 from wasi_nn_backend.errors import ContextFull
 
 Captured = pytest.CaptureFixture[str]
 
+WORLD = Path(__file__).parent / "guests" / "world.wat"
 COMMANDS = ["run", "generate", "chat", "inspect"]
 
 
@@ -87,7 +92,8 @@ def run_failing(error: BaseException) -> int:
     ("error", "status", "line"),
     [
         (ContextFull("the window\nis full"), 1, "error: the window is full (code context_full)"),
-        (OSError(28, "No space left on device"), 1, "error: the system refused: [Errno 28] No space left"),
+        (OSError(28, "No space left on device"), 1, "error: cannot read or write: No space left on device; check"),
+        (PermissionError(13, "Permission denied", "a b"), 1, "error: cannot use 'a b': Permission denied; check"),
         (ZeroDivisionError("by zero"), 1, "error: ZeroDivisionError: by zero (a defect in wasi-nn"),
         (KeyboardInterrupt(), 130, None),
         (BrokenPipeError(), 141, None),
@@ -122,14 +128,77 @@ def test_the_log_names_its_level_in_lower_case(wasi_nn: Command) -> None:
     assert wasi_nn("--log-level", "error", "run", "--nn-graph", "d=gone.gguf", "gone.wasm").stderr.startswith("error:")
 
 
-def test_a_full_disk_is_one_line(tiny_model_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["inspect", WORLD]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command_line("inspect", tiny_model_path), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
-        )
+        done = subprocess.run(command_line(*arguments), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(b"error: the system refused: [Errno 28]")
+    assert done.stderr.startswith(b"error: cannot read or write: No space left on device")
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--version"], 0), (["inspect", WORLD], 0), (["inspect", "gone.wasm"], 1), (["rnu"], 2)]
+)
+def test_closed_streams_change_neither_status_nor_the_other_streams(
+    arguments: list[str], status: int, closed: str
+) -> None:
+    command = shlex.join(command_line(*arguments))
+
+    def run(redirection: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", f"exec {command} {redirection}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    with_all, without = run(""), run(closed)
+    assert with_all.returncode == without.returncode == status
+    assert without.stdout == ("" if " >&-" in f" {closed}" else with_all.stdout)
+    assert without.stderr == ("" if "2>&-" in closed else with_all.stderr)
+
+
+def test_a_guest_may_write_where_stdout_is_closed() -> None:
+    """The descriptor's number must be taken, or the next file that is opened gets it and the guest's output."""
+    command = shlex.join(command_line("run", "--invoke", "must_write", WORLD))
+    done = subprocess.run(["sh", "-c", f"exec {command} >&-"], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_the_encoding_of_stdout_lacks_is_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "日本.wat"
+    file.write_bytes(WORLD.read_bytes())
+    for encoding, shown in (("ascii", b"??.wat"), ("utf-8", "日本.wat".encode())):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            command_line("inspect", file), capture_output=True, env=environment, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert shown in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_complete_on_a_narrow_terminal(command: str) -> None:
+    environment = {**os.environ, "COLUMNS": "40"}
+    done = subprocess.run(
+        command_line(command, "--help"), capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert "--help" in done.stdout
+    assert "…" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_states_the_defaults_in_force(command: str, capsys: Captured) -> None:
+    """They are written into the help, which must not wait for the configuration's imports."""
+    assert main([command, "--help"]) == 0
+    stated = re.findall(r"default: \(([^)]*)\)", capsys.readouterr().out)
+    sampling, stopping = Settings().sampling, Settings().stopping
+    in_force = (stopping.max_tokens, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    assert sorted(stated) == sorted(map(str, in_force))
 
 
 @pytest.mark.parametrize("level", list(LogLevel))

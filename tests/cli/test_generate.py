@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_a_raw_prompt_has_no_template_around_it(wasi_nn_here: Command, tiny_mode
     raw = json.loads(wasi_nn_here(*arguments, "--raw", "Hello").stdout)["metadata"]["input_tokens"]
     raw_line = json.loads(wasi_nn_here(*arguments, "--raw", "-", stdin="Hello\n").stdout)["metadata"]["input_tokens"]
     assert raw < raw_line < in_a_chat
+
+
+@pytest.mark.parametrize(("arguments", "n_sequences"), [([], 1), (["--config", "max_concurrent=3"], 3)])
+def test_memory_is_reserved_for_one_sequence(
+    wasi_nn: Command, tiny_model_path: Path, arguments: list[str], n_sequences: int
+) -> None:
+    """llama.cpp writes the whole KV memory when it is made: nine unused windows would cost time and gigabytes."""
+    for command in ("generate", "chat"):
+        options = [command, "-m", tiny_model_path, "--max-tokens", 1, *arguments]
+        done = wasi_nn("--log-level", "debug", *options, *(["x"] if command == "generate" else []))
+        assert done.returncode == 0
+        assert re.findall(r"n_seq_max += (\d+)", done.stderr) == [str(n_sequences)]
 
 
 def test_errors_are_one_line(wasi_nn_here: Command, tiny_model_path: Path, tmp_path: Path) -> None:

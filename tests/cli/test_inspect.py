@@ -180,5 +180,6 @@ def test_damaged_and_foreign_files(tmp_path: Path, tiny_model_path: Path, capsys
         assert captured.out == "", name
         assert captured.err.startswith("error: "), name
         assert captured.err.count("\n") == 1, name
+        assert ("is empty" in captured.err) == (content == b""), name
     assert main(["inspect", str(tmp_path)]) == 1
     assert "directory" in capsys.readouterr().err

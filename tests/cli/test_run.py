@@ -62,7 +62,10 @@ def test_limits(wasi_nn: Command) -> None:
     assert wasi_nn("run", "--invoke", "grow", "--max-memory", 1, WORLD, 100).stdout == "-1\n"
     out_of_fuel = wasi_nn("run", "--fuel", 1000, "--invoke", "spin", WORLD)
     assert out_of_fuel.returncode == 134
-    assert "fuel" in out_of_fuel.stderr
+    assert "raise --fuel" in out_of_fuel.stderr
+    too_large = wasi_nn("run", "--max-memory", 1, EXAMPLES / "ask.wasm")
+    assert too_large.returncode == 134
+    assert "raise --max-memory" in too_large.stderr
     late = wasi_nn("run", "--timeout", 0.2, "--invoke", "spin", WORLD)
     assert late.returncode == 124
     assert "0.2 seconds" in late.stderr
@@ -178,6 +181,14 @@ def test_a_name_without_its_file_is_model_not_found(wasi_nn: Command, option: li
     assert (done.returncode, done.stdout) == (103, "")
     assert "warn: " in done.stderr
     assert "gone.gguf" in done.stderr
+
+
+def test_a_model_that_cannot_be_looked_at_is_a_warning(wasi_nn: Command, tmp_path: Path) -> None:
+    """The guest may never load it: it runs, whatever the system says about the path."""
+    (tmp_path / "file").touch()
+    done = wasi_nn("run", "--nn-graph", "d=file/model.gguf", WORLD)
+    assert (done.returncode, done.stdout) == (0, "world.wat\0")
+    assert done.stderr == "warn: --nn-graph d: file/model.gguf: Not a directory; loading it will fail\n"
 
 
 def test_the_first_preload_of_a_name_wins(wasi_nn: Command, tiny_model_path: Path) -> None:

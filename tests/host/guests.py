@@ -121,6 +121,10 @@ class Driver:
         self._next_free += (len(data) + 7) // 8 * 8
         return address
 
+    def forget_placed(self) -> None:
+        """What was placed is no longer needed: the next ``place`` begins from the bottom again."""
+        self._next_free = HEAP
+
     def peek(self, address: int, n_bytes: int) -> bytes:
         return bytes(self.memory.read(self.store, address, address + n_bytes))
 

@@ -314,6 +314,30 @@ def test_bad_tensors_change_nothing(guest: Driver) -> None:
     assert guest.output(context) == expected
 
 
+@pytest.mark.parametrize("address", [0, MEMORY_BYTES + 1, 0xAAAA_AAAA, 0xFFFF_FFFF])
+def test_the_address_of_something_empty_does_not_matter(guest: Driver, address: int) -> None:
+    """Compilers leave it undefined, and guests that have no dimensions, configuration or buffer pass it on."""
+    context = guest.open(MODEL)
+    expected = guest.generate(context, b"hello")
+    data = guest.place(b"hello")
+    assert guest.call("set_input", context, 0, guest.place(struct.pack("<5I", address, 0, U8, data, 5))) == 0
+    assert guest.call("set_input", context, 1, guest.place(struct.pack("<5I", address, 0, U8, address, 0))) == 0
+    assert guest.call("compute", context) == 0
+    assert guest.call("get_output", context, 0, address, 0, OUT) == 7
+    assert guest.peek_u32(OUT) == len(expected)
+    assert guest.output(context) == expected
+    assert guest.call("load_by_name_with_config", guest.place(MODEL), len(MODEL), address, 0, OUT) == 0
+
+
+def test_a_guest_that_releases_nothing_can_work_for_long(guest: Driver) -> None:
+    """The official witx has no call for it, and WasmEdge's guests load their model for each request."""
+    for expected in range(300):
+        assert guest.load(MODEL) == expected
+        assert guest.call("init_execution_context", expected, OUT) == 0
+        guest.generate(guest.peek_u32(OUT), b"hi")
+        guest.forget_placed()
+
+
 def test_a_tensor_at_the_very_end_of_memory_is_fine(guest: Driver) -> None:
     context = guest.open(MODEL)
     expected = guest.generate(context, b"hello")

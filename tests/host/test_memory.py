@@ -74,7 +74,8 @@ def guest() -> MemoryGuest:
 
 
 def lies_inside(address: int, n_bytes: int) -> bool:
-    return (address & 0xFFFF_FFFF) + (n_bytes & 0xFFFF_FFFF) <= N_BYTES
+    n_unsigned = n_bytes & 0xFFFF_FFFF
+    return not n_unsigned or (address & 0xFFFF_FFFF) + n_unsigned <= N_BYTES
 
 
 @settings(max_examples=400, deadline=None)
@@ -95,7 +96,8 @@ def test_writes_change_the_range_and_nothing_else(guest: MemoryGuest, address: i
     expected = bytearray(guest.content)
     if lies_inside(address, len(data)):
         start = address & 0xFFFF_FFFF
-        expected[start : start + len(data)] = data
+        if data:  # an empty range may begin behind the memory's end
+            expected[start : start + len(data)] = data
         assert outcome is None
     else:
         assert isinstance(outcome, InvalidArgument)
@@ -155,6 +157,14 @@ def test_dimensions_and_builders_are_bounded_before_they_are_read(
 
 def test_a_limit_is_looked_at_before_the_range(guest: MemoryGuest) -> None:
     assert isinstance(guest.use(lambda memory: memory.read(0, -1, "it", max_bytes=10)), TooLarge)
+
+
+@pytest.mark.parametrize("address", [0, N_BYTES, N_BYTES + 1, 0x7FFF_FFFF, -1, 0xAAAA_AAAA])
+def test_an_empty_range_lies_anywhere(guest: MemoryGuest, address: int) -> None:
+    assert guest.use(lambda memory: memory.read(address, 0, "it")) == b""
+    assert guest.use(lambda memory: memory.read_dimensions(address, 0, max_dims=1)) == ()
+    assert guest.use(lambda memory: memory.write(address, b"", "it")) is None
+    assert guest.now() == guest.content
 
 
 def test_an_empty_memory_has_an_empty_range() -> None:

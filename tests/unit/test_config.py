@@ -393,13 +393,29 @@ def test_what_cannot_be_done_is_refused_when_on_and_ignored_when_off(
     def document(name: str, value: Any) -> dict[str, Any]:
         return {section: {name: value}} if section else {name: value}
 
+    off, on = (False, True) if UNSUPPORTED[key].value_type is bool else ("", "something")
     for written in (key, key.replace("_", "-")):
-        for value in (False, "", None):
+        for value in (off, None):
             assert values_of(parse_layer(document(written, value), name="c", unknown="error")) == {}
-        for value in (True, "something"):
-            with pytest.raises(UnsupportedOperation, match=written):
-                parse_layer(document(written, value), name="c", unknown="ignore")
+        with pytest.raises(UnsupportedOperation, match=written):
+            parse_layer(document(written, on), name="c", unknown="ignore")
     assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize("key", UNSUPPORTED)
+def test_what_cannot_be_done_has_a_type_all_the_same(key: str) -> None:
+    """A schema as an object, say, must not pass as "off" because it is empty."""
+    other = "" if UNSUPPORTED[key].value_type is bool else False
+    for value in (other, 0, 1.5, {}, {"type": "object"}, []):
+        with pytest.raises(InvalidArgument, match=key):
+            parse_layer({key: value}, name="c", unknown="ignore")
+
+
+def test_a_default_without_a_value_is_not_called_null(caplog: pytest.LogCaptureFixture) -> None:
+    assert values_of(parse_layer({"threads": 999}, name="c")) == {("model", "threads"): None}
+    (warning,) = warnings_of(caplog)
+    assert "null" not in warning
+    assert "automatic" in warning
 
 
 def test_spellings_with_different_values_warn_and_the_last_wins(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,9 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's) and return its exit status."""
     try:
+        from wasi_nn_backend.cli.streams import prepare_streams
+
+        prepare_streams()
         from wasi_nn_backend.cli.app import run_command_line
 
         return run_command_line(argv)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
 
 from wasi_nn_backend.cli import chat, generate, inspect, run
-from wasi_nn_backend.cli.exit_codes import ExitCode, close_stdout, print_error
+from wasi_nn_backend.cli.exit_codes import ExitCode, print_error, report_os_error
 from wasi_nn_backend.cli.logs import LogLevel, configure_logging
+from wasi_nn_backend.cli.streams import close_stdout
 
 __all__ = ["app", "run_command_line"]
 
 _DISTRIBUTION = "wasi-nn-backend"
+_HELP_COLUMNS_MIN = 80
 _GLOBAL_OPTIONS = ("--log-level", "--version")
 
 app = typer.Typer(
@@ -71,6 +75,7 @@ def global_options(
 
 def run_command_line(argv: Sequence[str] | None) -> int:
     """Run ``argv`` (default: the process's arguments) and return the exit status."""
+    _widen_help()
     try:
         status: object = app(args=argv, prog_name="wasi-nn", standalone_mode=False)
         sys.stdout.flush()
@@ -80,11 +85,20 @@ def run_command_line(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         close_stdout()
         return ExitCode.CLOSED_OUTPUT
+    except OSError as error:
+        report_os_error(error)
+        return ExitCode.ERROR
     except SystemExit:
         # typer's own answer to a stdout that closed while it printed a help text.
         close_stdout()
         return ExitCode.CLOSED_OUTPUT
     return status if isinstance(status, int) else ExitCode.OK
+
+
+def _widen_help() -> None:
+    """On a narrow terminal let the terminal break the help's lines: typer would cut off the names of options."""
+    if get_terminal_size().columns < _HELP_COLUMNS_MIN:
+        os.environ.setdefault("TERMINAL_WIDTH", str(_HELP_COLUMNS_MIN))
 
 
 def _print_usage_error(error: typer.TyperException) -> None:

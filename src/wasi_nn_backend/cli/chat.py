@@ -14,6 +14,7 @@ from wasi_nn_backend.cli.conversation import Conversation, converse
 from wasi_nn_backend.cli.exit_codes import ExitCode, exits_cleanly
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
 from wasi_nn_backend.cli.model_options import (
+    ONE_AT_A_TIME,
     ConfigOption,
     MaxTokensOption,
     MinPOption,
@@ -89,7 +90,7 @@ def _open(
 ) -> Conversation:
     from wasi_nn_backend import Backend
 
-    backend = stack.enter_context(Backend())
+    backend = stack.enter_context(Backend(ONE_AT_A_TIME))
     with load_progress(f"Loading {os.path.basename(model)}", cancellation) as progress:
         graph = stack.enter_context(backend.load_by_name_with_config(model, graph_config, progress=progress))
     return Conversation(stack.enter_context(graph.init_execution_context(context_config)))

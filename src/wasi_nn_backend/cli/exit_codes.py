@@ -5,16 +5,16 @@ from __future__ import annotations
 import enum
 import functools
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
 import typer
 
+from wasi_nn_backend.cli.streams import close_stdout
 from wasi_nn_backend.errors import WasiNNError
 
-__all__ = ["ExitCode", "close_stdout", "exits_cleanly", "print_error"]
+__all__ = ["ExitCode", "describe", "exits_cleanly", "print_error", "report_os_error"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +42,15 @@ def describe(error: WasiNNError) -> str:
     return f"{error} (code {error.code.value})"
 
 
-def close_stdout() -> None:
-    """Point stdout at nothing once it cannot be written, or Python complains about it while it exits."""
-    try:
-        stdout_fd = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return  # a test's stand-in for stdout has no descriptor to point elsewhere
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, stdout_fd)
-    os.close(devnull)
+def report_os_error(error: OSError) -> None:
+    """One line about what the system refused. An error that names no file is nearly always stdout's: a full disk."""
+    # What is still buffered for stdout must not fail a second time at exit.
+    close_stdout()
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        print_error(f"cannot read or write: {reason}; check where stdin and stdout lead")
+    else:
+        print_error(f"cannot use {str(error.filename)!r}: {reason}; check the path and your permissions")
 
 
 def exits_cleanly(command: Callable[P, None]) -> Callable[P, None]:
@@ -76,10 +76,8 @@ def exits_cleanly(command: Callable[P, None]) -> Callable[P, None]:
             print_error(describe(error))
             raise typer.Exit(ExitCode.ERROR) from None
         except OSError as error:
-            # A full disk behind stdout, for one; what is still buffered for it must not fail a second time at exit.
-            close_stdout()
             _log.debug("the command failed", exc_info=True)
-            print_error(f"the system refused: {error}")
+            report_os_error(error)
             raise typer.Exit(ExitCode.ERROR) from None
         except Exception as error:
             _log.debug("the command failed", exc_info=True)

@@ -14,6 +14,7 @@ from wasi_nn_backend.cli.answer import Answer, AnsweringContext, stream_answer
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
 from wasi_nn_backend.cli.model_options import (
+    ONE_AT_A_TIME,
     ConfigOption,
     MaxTokensOption,
     MinPOption,
@@ -102,7 +103,7 @@ def read_prompt(argument: str, *, raw: bool) -> bytes:
         # Not os.fsencode: under a Latin-1 locale that would hand the model Latin-1.
         prompt = argument.encode("utf-8", errors="surrogateescape")
     else:
-        prompt = sys.stdin.buffer.read()
+        prompt = read_stdin()
         if not raw:
             prompt = prompt.removesuffix(b"\n").removesuffix(b"\r")
     if not prompt:
@@ -110,10 +111,17 @@ def read_prompt(argument: str, *, raw: bool) -> bytes:
     return prompt
 
 
+def read_stdin() -> bytes:
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read stdin: {error.strerror}", param_hint="PROMPT") from None
+
+
 def _load_and_answer(request: GenerateRequest, cancellation: Cancellation) -> None:
     from wasi_nn_backend import Backend
 
-    with Backend() as backend:
+    with Backend(ONE_AT_A_TIME) as backend:
         with load_progress(f"Loading {os.path.basename(request.model)}", cancellation) as progress:
             graph = backend.load_by_name_with_config(request.model, request.graph_config, progress=progress)
         with graph, graph.init_execution_context(request.context_config) as context:

@@ -26,7 +26,11 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A WebAssembly module (.wasm, .wat), a component, or a GGUF model.")],
+    file: Annotated[
+        Path,
+        # examine() says more about a file that cannot be read than typer does.
+        typer.Argument(readable=False, help="A WebAssembly module (.wasm, .wat), a component, or a GGUF model."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a module imports and whether this host has it, or what a model file holds.
@@ -56,6 +60,8 @@ def examine(file: Path) -> Report:
         return component_report(file)
     if header.startswith(b"\0asm") or file.suffix == ".wat":
         return module_report(file)
+    if not header:
+        raise InvalidArgument(f"{file} is empty; build, download or copy it again")
     raise InvalidArgument(
         f"{file} is neither WebAssembly nor GGUF: it begins with {header!r}; check that it is the file you mean"
     )

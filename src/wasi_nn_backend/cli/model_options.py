@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from wasi_nn_backend.config import Layer
 
 __all__ = [
+    "ONE_AT_A_TIME",
     "ConfigOption",
     "MaxTokensOption",
     "MinPOption",
@@ -32,43 +34,74 @@ __all__ = [
 
 _SAMPLING = "Sampling"
 
+#: ``generate`` and ``chat`` run one sequence: without this a backend reserves KV memory for ten. ``--config`` can
+#: raise it.
+ONE_AT_A_TIME: Mapping[str, Any] = MappingProxyType({"max_concurrent": 1})
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="PATH|smollm2", help="A GGUF file, or the name of the built-in model.")
 ]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
-        metavar="T", min=0.0, max=2.0, rich_help_panel=_SAMPLING, help="0 always takes the most probable token."
+        metavar="T",
+        min=0.0,
+        max=2.0,
+        show_default="0.7",
+        rich_help_panel=_SAMPLING,
+        help="0 always takes the most probable token.",
     ),
 ]
 TopKOption = Annotated[
     int | None,
-    typer.Option(metavar="K", min=-1, rich_help_panel=_SAMPLING, help="Choose among the K most probable; -1 is off."),
+    typer.Option(
+        metavar="K",
+        min=-1,
+        show_default="40",
+        rich_help_panel=_SAMPLING,
+        help="Choose among the K most probable; -1 is off.",
+    ),
 ]
 TopPOption = Annotated[
     float | None,
     typer.Option(
-        metavar="P", min=0.0, max=1.0, rich_help_panel=_SAMPLING, help="Choose among those that together reach P."
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        show_default="0.9",
+        rich_help_panel=_SAMPLING,
+        help="Choose among those that together reach P.",
     ),
 ]
 MinPOption = Annotated[
     float | None,
     typer.Option(
-        metavar="P", min=0.0, max=1.0, rich_help_panel=_SAMPLING, help="Drop what is less likely than P times the best."
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        show_default="0.05",
+        rich_help_panel=_SAMPLING,
+        help="Drop what is less likely than P times the best.",
     ),
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(metavar="N", min=-1, rich_help_panel=_SAMPLING, help="Repeat an answer; -1 is a new one each time."),
+    typer.Option(
+        metavar="N",
+        min=-1,
+        rich_help_panel=_SAMPLING,
+        help="Repeat an answer; -1 is a new one each time.",
+    ),
 ]
 MaxTokensOption = Annotated[
-    int | None, typer.Option(help="End after N tokens; -1 goes on until the context is full.", metavar="N")
+    int | None,
+    typer.Option(help="End after N tokens; -1 goes on until the context is full.", metavar="N", show_default="512"),
 ]
 StopOption = Annotated[list[str] | None, typer.Option(help="End before this text. May be repeated.", metavar="TEXT")]
 SystemOption = Annotated[str | None, typer.Option(help="The system message that begins the chat.", metavar="TEXT")]
 ConfigOption = Annotated[
     list[str] | None,
-    typer.Option(help="Any key of the configuration, such as n_ctx=4096. May be repeated.", metavar="KEY=VALUE"),
+    typer.Option(help="Any key of docs/configuration.md, such as n_ctx=4096. May be repeated.", metavar="KEY=VALUE"),
 ]
 StatsOption = Annotated[bool, typer.Option("--stats", help="Print tokens, speed and time to first token on stderr.")]
 

@@ -169,7 +169,7 @@ def gguf_report(file: Path) -> Report:
             ("Context", [f"{summary.n_ctx_train:,} tokens in training"]),
             ("Vocabulary", [f"{summary.n_vocab:,} tokens ({summary.tokenizer})"]),
             ("KV memory", [f"{format_bytes(kv_bytes)} a token (f16)"]),
-            ("Chat template", [_first_line(template) if template else "none: prompts go to the model as they are"]),
+            ("Chat template", [_first_line(template) if template else "none: a chat is written in the ChatML format"]),
         ],
     )
 

@@ -209,8 +209,12 @@ def _warn_if_missing(graph: GraphOption) -> None:
     from wasi_nn_backend.registry import model_path
 
     path = model_path(graph.model)
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError:
         _log.warning("%s %s: there is no file %s; loading it will fail", graph.option, graph.name, path)
+    except OSError as error:
+        _log.warning("%s %s: %s: %s; loading it will fail", graph.option, graph.name, path, error.strerror)
 
 
 def _finish(result: GuestResult) -> None:
@@ -221,12 +225,19 @@ def _finish(result: GuestResult) -> None:
         # Rust guests panic when a write to stdout fails, and have said so.
         raise typer.Exit(ExitCode.CLOSED_OUTPUT)
     if result.outcome == "trapped":
-        print_error(f"the guest trapped: {result.reason}")
+        print_error(f"the guest trapped: {result.reason}{_limit_hint(result.reason or '')}")
     elif result.outcome != "exited":
         print_error(result.reason or result.outcome)
     if result.exit_status != ExitCode.OK and result.last_error is not None:
         print(f"last WASI-NN error: {result.last_error}", file=sys.stderr)
     raise typer.Exit(result.exit_status)
+
+
+def _limit_hint(reason: str) -> str:
+    """Which option lifts the limit that a guest ran into, told from wasmtime's words."""
+    if "all fuel consumed" in reason:
+        return "; raise --fuel"
+    return "; raise --max-memory" if "exceeds memory limits" in reason else ""
 
 
 def _stdout_reader_has_gone() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +13,16 @@ __all__ = ["format_bytes", "format_count", "load_progress", "write_answer"]
 
 
 def write_answer(text: str) -> None:
-    """Write a piece of a model's answer to stdout at once; what stdout's encoding lacks becomes a question mark."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    """Write a piece of a model's answer to stdout at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
 @contextmanager
 def load_progress(label: str, cancellation: Cancellation) -> Iterator[Callable[[float], bool]]:
-    """A progress callback for ``load_by_name``: draws a bar when stderr is a terminal, and cancels after Ctrl-C."""
-    if not sys.stderr.isatty():
+    """A progress callback for ``load_by_name``: draws a bar where stderr is a terminal that can show one, and cancels
+    after Ctrl-C."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _fraction: not cancellation.requested
         return
     # Imported here: rich takes longer to import than most commands take to print their help.

@@ -15,7 +15,7 @@ from wasi_nn_backend.config.section import OutsidePolicy, Section, key_of
 from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.config.stopping import StoppingSettings
 
-__all__ = ["MEMBERS", "RUNTIME", "SECTIONS", "TOP_LEVEL", "UNSUPPORTED", "Target", "normalised"]
+__all__ = ["MEMBERS", "RUNTIME", "SECTIONS", "TOP_LEVEL", "UNSUPPORTED", "Target", "Unsupported", "normalised"]
 
 #: The section of one call: any key of ``sampling`` and ``stopping``, and -1 for "as it was".
 RUNTIME: Final = "runtime"
@@ -32,17 +32,26 @@ SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
     }
 )
 
-#: Keys that change what is computed and that this version cannot honour, with what they ask for. Switched off they mean
-#: nothing; switched on they must not be passed over in silence, whatever is done with unknown keys.
-UNSUPPORTED: Final[Mapping[str, str]] = MappingProxyType(
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A key that this version cannot honour: the type of its values, and what it asks for."""
+
+    value_type: type[bool] | type[str]
+    request: str
+
+
+#: Keys that change what is computed and that this version cannot honour. Switched off (false, an empty string, null)
+#: they mean nothing; switched on they must not be passed over in silence, whatever is done with unknown keys.
+UNSUPPORTED: Final[Mapping[str, Unsupported]] = MappingProxyType(
     {
-        "embedding": "embeddings instead of text",
-        "reranking": "ranking scores instead of text",
-        "grammar": "output held to a grammar",
-        "json_schema": "output held to a JSON schema",
-        "mmproj": "a projector for images",
-        "image": "an image in the prompt",
-        "tts": "speech instead of text",
+        "embedding": Unsupported(bool, "embeddings instead of text"),
+        "reranking": Unsupported(bool, "ranking scores instead of text"),
+        "grammar": Unsupported(str, "output held to a grammar"),
+        "json_schema": Unsupported(str, "output held to a JSON schema"),
+        "mmproj": Unsupported(str, "a projector for images"),
+        "image": Unsupported(str, "an image in the prompt"),
+        "tts": Unsupported(bool, "speech instead of text"),
     }
 )
 

@@ -197,13 +197,21 @@ class _Reader:
             self._warn(f"{complaint}; {described(substitute)} is used instead")
         else:
             substitute = SECTIONS[target.section].model_fields[target.key].default
-            self._warn(f"{complaint}; the default, {described(substitute)}, is used instead")
+            default = "the automatic choice" if substitute is None else f"the default, {described(substitute)},"
+            self._warn(f"{complaint}; {default} is used instead")
         return substitute
 
     def _refuse_unsupported(self, path: str, key: str, value: Any) -> None:
+        unsupported = UNSUPPORTED[key]
+        if value is not None and not isinstance(value, unsupported.value_type):
+            expected = "a valid boolean" if unsupported.value_type is bool else "a valid string"
+            raise InvalidArgument(
+                f"{self.name}: {shown(path)} is {described(value)}, but it should be {expected}; "
+                "change the value or leave the key out"
+            )
         if value:
             raise UnsupportedOperation(
-                f"{self.name}: {shown(path)} asks for {UNSUPPORTED[key]}, which this version cannot do; "
+                f"{self.name}: {shown(path)} asks for {unsupported.request}, which this version cannot do; "
                 "leave the key out or switch it off"
             )
 

@@ -44,7 +44,8 @@ class GuestMemory:
     """The memory that the calling instance exports as ``memory``, for the length of one host call.
 
     Every method takes addresses and lengths as the guest sent them and raises ``InvalidArgument`` where a range does
-    not lie inside the memory. An empty range may lie anywhere up to the memory's end.
+    not lie inside the memory. An empty range may lie anywhere: no byte of it is looked at, and compilers leave the
+    address of an empty slice undefined.
     """
 
     __slots__ = ("_caller", "_memory")
@@ -69,7 +70,7 @@ class GuestMemory:
         address = unsigned32(address)
         n_bytes = unsigned32(n_bytes)
         n_memory_bytes = self._memory.data_len(self._caller)
-        if address + n_bytes > n_memory_bytes:
+        if n_bytes and address + n_bytes > n_memory_bytes:
             raise InvalidArgument(
                 f"{what}: {n_bytes} bytes at address {address} do not lie inside the guest's memory of "
                 f"{n_memory_bytes} bytes: pass a pointer into the exported memory"
