@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from wasi_nn_backend.llama.tiny_model import write_tiny_model
+
+# A shell without job control starts its background jobs, and a CI may start everything, with SIGINT ignored. Children
+# inherit that, and the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(what: str) -> NoReturn:

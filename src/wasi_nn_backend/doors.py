@@ -12,8 +12,21 @@ __all__ = ["parse_at_door"]
 
 _log = logging.getLogger(__name__)
 
-#: Limits that protect the host and its other guests.
-_HOST_SECTIONS = ("backend", "memory")
+#: What protects the host and its other guests: whole sections, and single keys.
+_HOST_SECTIONS = ("backend",)
+_HOST_KEYS = {
+    "memory": frozenset(
+        {
+            "max_memory_mb",
+            "memory_pressure_threshold",
+            "max_cache_tokens",
+            "cache_strategy",
+            "cache_deletion_strategy",
+            "enable_partial_cache_deletion",
+            "enable_token_cache_reuse",
+        }
+    )
+}
 
 
 def parse_at_door(source: ConfigSource, *, name: str, door: Door) -> Layer:
@@ -28,8 +41,18 @@ def parse_at_door(source: ConfigSource, *, name: str, door: Door) -> Layer:
         return layer
     if layer.values.get("session", {}).get("chat_template"):
         raise SecurityViolation(f"{name}: session.chat_template is the host's to set: leave it out")
-    refused = [f"{section}.{key}" for section in _HOST_SECTIONS for key in layer.values.get(section, {})]
+    refused = [f"{section}.{key}" for section, keys in layer.values.items() for key in keys if _is_hosts(section, key)]
     if not refused:
         return layer
     _log.warning("%s: %s: the host's to set, ignored", name, ", ".join(refused))
-    return Layer(name, {section: keys for section, keys in layer.values.items() if section not in _HOST_SECTIONS})
+    return Layer(
+        name,
+        {
+            section: {key: value for key, value in keys.items() if not _is_hosts(section, key)}
+            for section, keys in layer.values.items()
+        },
+    )
+
+
+def _is_hosts(section: str, key: str) -> bool:
+    return section in _HOST_SECTIONS or key in _HOST_KEYS.get(section, ())

@@ -118,7 +118,7 @@ def test_more_contexts_than_streams_each_keep_their_own_text(make_graph: MakeGra
 
 def test_prefix_hit_equals_miss(make_graph: MakeGraph) -> None:
     graph = make_graph()
-    with graph.init_execution_context() as context, graph.init_execution_context() as fresh:
+    with graph.init_execution_context() as context, graph.init_execution_context({"cache_salt": "x"}) as fresh:
         start = "A long beginning that both prompts share, word for word. "
         answer = context.run_inference(start)
         longer = start + answer + " And then?"
@@ -129,6 +129,54 @@ def test_prefix_hit_equals_miss(make_graph: MakeGraph) -> None:
         # A prompt that leaves the old path in the middle.
         other = start[: len(start) // 2] + "something else"
         assert context.run_inference(other) == fresh.run_inference(other)
+
+
+def test_a_prefix_of_another_session_gives_the_same_text(make_graph: MakeGraph) -> None:
+    graph = make_graph(max_concurrent=4)
+    start = "You are a helpful assistant who answers in few words and never more. "
+    questions = [f"{start} Question {i}?" for i in range(6)]
+    with graph.init_execution_context({"cache_salt": "alone"}) as context:
+        alone = [context.run_inference(question, {"cache_salt": str(i)}) for i, question in enumerate(questions)]
+    contexts = [graph.init_execution_context() for _ in questions]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda pair: pair[0].run_inference(pair[1]), zip(contexts, questions, strict=True)))
+    assert together == alone
+    assert sum(context.metadata["shared_tokens"] > 0 for context in contexts) == len(contexts) - 1
+    for context in contexts:
+        context.close()
+
+
+def test_sessions_that_slept_in_host_memory_go_on_as_if_they_had_stayed(make_graph: MakeGraph) -> None:
+    results = []
+    for max_concurrent in (1, 6):
+        graph = make_graph(max_concurrent=max_concurrent, prompt_mode="chat", enable_token_cache_reuse=False)
+        contexts = [graph.init_execution_context() for _ in range(6)]
+        turns = [
+            (context.run_inference(f"turn {turn} of {i}"), context.metadata["reused_tokens"])
+            for turn in range(2)
+            for i, context in enumerate(contexts)
+        ]
+        assert all(n_reused > 0 for _, n_reused in turns[6:])
+        results.append(turns)
+    assert results[0] == results[1]
+
+
+def test_generation_goes_on_past_the_window(make_graph: MakeGraph) -> None:
+    graph = make_graph(n_ctx=128, max_tokens=500, ignore_eos=True, n_keep_tokens=16, n_discard_tokens=32)
+    with graph.init_execution_context() as context:
+        context.run_inference("on and on")
+        assert context.metadata["output_tokens"] == 500
+        assert context.metadata["finish_reason"] == "length"
+        assert context.metadata["shifted_tokens"] % 32 == 0
+        assert context.metadata["shifted_tokens"] > 300
+        whole = context.get_output(0)
+        context.set_input(0, "on and on")
+        assert b"".join(singles(context)) == whole  # paused again and again
+        with pytest.raises(ContextFull):
+            context.run_inference("on and on", {"context_shifting": False})
+        assert whole.startswith(context.get_output(0))
+        with pytest.raises(ContextFull):
+            context.run_inference("on and on", {"max_tokens": -1})
 
 
 def test_a_seed_fixes_the_text_whatever_else_runs(make_graph: MakeGraph) -> None:

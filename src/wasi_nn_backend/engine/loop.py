@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable
 
 from wasi_nn_backend.engine.batch import fill_batch
-from wasi_nn_backend.engine.generation import Generation
+from wasi_nn_backend.engine.generation import Generation, GenerationLimits
+from wasi_nn_backend.engine.memory import SequenceMemory
 from wasi_nn_backend.errors import Cancelled, ContextFull, RuntimeFailure, WasiNNError
-from wasi_nn_backend.kvcache import StreamPool
+from wasi_nn_backend.kvcache import PoolLimits, StreamPool
 from wasi_nn_backend.llama.interface import Context, DecodeBatch, DecodeStatus, Vocabulary
 from wasi_nn_backend.output import FinishReason
 from wasi_nn_backend.scheduler import Chunk, Scheduler, StepPlan
@@ -40,6 +41,7 @@ class Engine:
         *,
         n_ctx: int | None = None,
         kv_bytes: int = 0,
+        limits: PoolLimits | None = None,
     ) -> None:
         self.n_ctx = min(context.n_ctx, n_ctx or context.n_ctx)  # llama.cpp rounds up; users get what they asked for
         self.n_sequences = context.n_sequences
@@ -47,7 +49,8 @@ class Engine:
         self._context = context
         self._vocabulary = vocabulary
         self._clock = clock
-        self._pool = StreamPool(context.n_sequences, self.n_ctx)
+        self._pool = StreamPool(context.n_sequences, self.n_ctx, limits)
+        self._memory = SequenceMemory(context, self._pool)
         self._scheduler = Scheduler(self._pool, context.n_batch)
         self._generations: dict[int, Generation] = {}
         self._timed: set[Generation] = set()  # those with a time limit
@@ -90,9 +93,7 @@ class Engine:
 
         def forget() -> None:
             try:
-                removal = self._scheduler.forget_session(session_id)
-                if removal is not None:
-                    self._context.remove(removal.stream, removal.first_position)
+                self._memory.apply(self._pool.forget_session(session_id))
             finally:
                 forgotten.set()
 
@@ -159,13 +160,14 @@ class Engine:
 
     def _recover(self, fault: Exception) -> None:
         """End what was in the step; nobody knows what lies in its streams now. A fault of the planning ends all."""
-        chunks, self._plan = self._plan.chunks, _NO_PLAN
-        for chunk in chunks:
-            self._scheduler.forget_stream(chunk.stream)
+        plan, self._plan = self._plan, _NO_PLAN
+        chunks = plan.chunks
+        for stream in plan.streams():
+            self._scheduler.restart(stream)
             try:
-                self._context.remove(chunk.stream, 0)
+                self._memory.clear(stream)
             except WasiNNError:
-                _log.exception("stream %d could not be cleared", chunk.stream)
+                _log.exception("stream %d could not be cleared", stream)
         kind = type(fault) if isinstance(fault, WasiNNError) else RuntimeFailure
         struck = [self._generations.get(chunk.request.id) for chunk in chunks] or list(self._generations.values())
         for generation in struck:
@@ -193,14 +195,13 @@ class Engine:
         self._commit(plan, tokens)
 
     def _apply(self, plan: StepPlan) -> bool:
-        """False when the plan no longer holds: a memory that cannot cut (recurrent models) had to be cleared."""
-        holds = True
-        for removal in plan.removals:
-            if not self._context.remove(removal.stream, removal.first_position):
-                self._context.remove(removal.stream, 0)
-                self._scheduler.restart(removal.stream)
-                holds = False
-        return holds
+        """False when the plan no longer holds: a stream had to be cleared, and its request starts from nothing."""
+        if not plan.operations:
+            return True
+        cleared = self._memory.apply(plan.operations)
+        for stream in cleared:
+            self._scheduler.restart(stream)
+        return not cleared
 
     def _expire(self) -> None:
         """End runs whose time is over, also those that wait or still compute their prompt."""
@@ -221,7 +222,7 @@ class Engine:
         """An aborted decode left an unknown part of the batch in the memory: cut back to what was committed."""
         for chunk in plan.chunks:
             if not self._context.remove(chunk.stream, chunk.first_position):
-                self._context.remove(chunk.stream, 0)
+                self._memory.clear(chunk.stream)
                 self._scheduler.restart(chunk.stream)
 
     def _sample(self, plan: StepPlan, rows: list[int]) -> list[int | None]:
@@ -255,10 +256,24 @@ class Engine:
             self._finish(generation, FinishReason.STOP_STRING)
         elif generation.n_tokens_output == limits.n_tokens_max:
             self._finish(generation, FinishReason.LENGTH)
-        elif len(chunk.request.tokens) == self.n_ctx:
+        elif len(chunk.request.tokens) == self.n_ctx and not self._shift(chunk, limits):
             self._finish(generation, FinishReason.CONTEXT_FULL, self._context_full())
         else:
             self._scheduler.append_sampled(chunk.request, token)
+
+    def _shift(self, chunk: Chunk, limits: GenerationLimits) -> bool:
+        """Make room in a full window by cutting tokens out behind its head. False where that is off or impossible.
+
+        Rarely and by much: the next decode rotates every cell of the cache again.
+        """
+        if limits.shift is None:
+            return False
+        n_keep = min(limits.shift.n_keep, self.n_ctx // 2)
+        n_discard = min(limits.shift.n_discard or (self.n_ctx - n_keep) // 2, self.n_ctx - n_keep)
+        if not self._memory.shift(chunk.stream, n_keep, n_discard):
+            return False
+        self._scheduler.shift(chunk.request, n_keep, n_discard)
+        return True
 
     def _context_full(self) -> ContextFull:
         return ContextFull(

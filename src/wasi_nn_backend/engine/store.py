@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.engine.loop import Engine
-from wasi_nn_backend.engine.sizing import context_params, model_params, resolved_n_ctx
+from wasi_nn_backend.engine.sizing import context_params, engine_key, model_params, pool_limits, resolved_n_ctx
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 
@@ -122,7 +122,7 @@ class EngineStore:
         params = model_params(path, settings)
         model_key = (params, _file_stamp(path))
         model = self._models.acquire(model_key, lambda: self._llama.load_model(params, progress))
-        key = (model_key, resolved_n_ctx(model, settings), settings.model, settings.memory, settings.backend)
+        key = (model_key, resolved_n_ctx(model, settings), engine_key(settings))
         try:
             engine = self._engines.acquire(key, lambda: self._open_engine(model, settings))
         except BaseException:
@@ -137,7 +137,14 @@ class EngineStore:
             context = model.create_context(sizes)
             try:
                 kv_bytes = sizes.n_sequences * sizes.n_ctx * model.kv_bytes_per_token(*cache_types)
-                engine = Engine(context, model.vocabulary, self._clock, n_ctx=sizes.n_ctx, kv_bytes=kv_bytes)
+                engine = Engine(
+                    context,
+                    model.vocabulary,
+                    self._clock,
+                    n_ctx=sizes.n_ctx,
+                    kv_bytes=kv_bytes,
+                    limits=pool_limits(settings, self._n_kv_bytes + kv_bytes),
+                )
             except BaseException:
                 context.close()
                 raise
