@@ -16,12 +16,13 @@ from typing import Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer, resolve
 from wasi_nn_backend.doors import parse_at_door
-from wasi_nn_backend.engine import EngineLease, EngineStore, same_engine
+from wasi_nn_backend.engine import EngineLease, EngineStatistics, EngineStore, same_engine
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, model_path
+from wasi_nn_backend.session import Session, model_fingerprint, read_session
 from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
 
 __all__ = ["Backend", "Graph"]
@@ -124,6 +125,15 @@ class Backend:
                 f"built in: {', '.join(sorted(BUILTIN_MODELS))}"
             )
         return self._open(name, model_path(name), layers, door=door, progress=progress)
+
+    def restore(self, path: str | Path) -> ExecutionContext:
+        """``Graph.restore`` on the model that the session was saved with, loaded again under its name or from its path.
+
+        The graph lives as long as the backend. Also raises what ``load_by_name`` raises.
+        """
+        saved = read_session(Path(path))
+        known = self.registry.find(saved.graph) is not None or saved.graph in BUILTIN_MODELS
+        return self.load_by_name(saved.graph if known else saved.path).restore(path)
 
     def close(self) -> None:
         """Unload every graph: running computes end with ``Cancelled``. Idempotent."""
@@ -233,6 +243,24 @@ class Graph:
             self._contexts.add(context)
         return context
 
+    def restore(self, path: str | Path) -> ExecutionContext:
+        """A context that goes on from ``ExecutionContext.save``, without computing again what was saved.
+
+        Raises ``NotFound`` (no such file), ``InvalidArgument`` (damaged, of another format or another model).
+        """
+        saved = read_session(Path(path))
+        if saved.fingerprint != model_fingerprint(self.model):
+            raise InvalidArgument(
+                f'{path} was saved with another model ({saved.path}) than "{self.name}": load that one'
+            )
+        context = self.init_execution_context(saved.config)
+        context.resume(saved)
+        return context
+
+    def statistics(self) -> EngineStatistics:
+        """Counts and memory of the graph's engine, which graphs under equal settings share."""
+        return self._require_lease().engine.statistics()
+
     def unload(self) -> None:
         """Refuse new work at once; running computes finish, and contexts keep what they have put out.
 
@@ -282,6 +310,13 @@ class Graph:
 
     def next_id(self) -> int:
         return self._backend.next_id()
+
+    def fork_context(self, layer: Layer, session: Session) -> ExecutionContext:
+        context_id = self.next_id()
+        context = ExecutionContext(self, context_id, layer, session.copy(context_id))
+        with self._lock:
+            self._contexts.add(context)
+        return context
 
     def settings_with(self, *layers: Layer) -> Settings:
         return resolve((*self._layers, *layers))

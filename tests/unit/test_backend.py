@@ -699,3 +699,79 @@ def test_what_a_sink_raises_ends_the_run(make_graph: MakeGraph) -> None:
     with pytest.raises(BrokenPipeError):
         context.compute(broken)
     context.compute(seen.append)  # still usable
+
+
+# Forking, saving, figures.
+
+
+def test_a_fork_goes_on_as_its_origin_would(make_graph: MakeGraph) -> None:
+    graph = make_graph(prompt_mode="chat", max_concurrent=3)
+    with graph.init_execution_context(SEEDED) as context:
+        context.run_inference("Remember this long sentence, my friend, for I shall ask.")
+        fork = context.fork()
+        assert fork.messages == context.messages
+        text = context.run_inference("What did I say?")
+        assert fork.run_inference("What did I say?") == text
+        assert fork.metadata["shared_tokens"] > 16
+        assert fork.run_inference("And before?") == context.run_inference("And before?")
+        fork.close()
+        assert context.run_inference("Still there?")
+
+
+def test_a_saved_session_goes_on_in_another_backend(
+    make_graph: MakeGraph, llama: FakeLlama | None, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    graph = make_graph(prompt_mode="chat")
+    path = tmp_path / "session"
+    with graph.init_execution_context(GREEDY | {"max_tokens": 9, "stop": ["never this"]}) as context:
+        context.run_inference("Save me, please, with all that was said so far.")
+        context.save(path)
+        messages, text = context.messages, context.run_inference("Go on.")
+        n_reused = context.metadata["reused_tokens"]
+    config = {"max_tokens": 24, "n_ctx": 512, "threads": 1} | GREEDY
+    with Backend(config, llama=llama) as backend:
+        restored = backend.restore(path)
+        assert restored.messages == messages
+        assert restored.settings.stopping.max_tokens == 9
+        assert restored.run_inference("Go on.") == text
+        assert restored.metadata["reused_tokens"] == n_reused > 0
+        assert restored.graph.name == str(tiny_model_path)
+
+
+def test_damaged_and_foreign_sessions_are_refused(make_graph: MakeGraph, tmp_path: Path) -> None:
+    graph = make_graph(prompt_mode="chat")
+    path = tmp_path / "session"
+    with graph.init_execution_context() as context:
+        context.run_inference("Save me.")
+        context.save(path)
+        with pytest.raises(RuntimeFailure, match="could not be saved"):
+            context.save(tmp_path / "missing folder" / "session")
+    content = path.read_bytes()
+    with pytest.raises(NotFound):
+        graph.restore(tmp_path / "nothing")
+    for at in (0, 20, 90, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(InvalidArgument):
+            graph.restore(path)
+    for n in (0, 10, 100, len(content) - 1):
+        path.write_bytes(content[:n])
+        with pytest.raises(InvalidArgument):
+            graph.restore(path)
+    path.write_bytes(content)
+    assert graph.restore(path).messages
+    assert [file.name for file in tmp_path.iterdir()] == ["session"]
+
+
+def test_statistics_add_up(make_graph: MakeGraph) -> None:
+    graph = make_graph(max_concurrent=2)
+    prompt = "A prompt that two contexts share from its first word to its last one."
+    with graph.init_execution_context() as first, graph.init_execution_context() as second:
+        first.run_inference(prompt)
+        second.run_inference(prompt)
+        figures = graph.statistics()
+        assert figures.n_runs == 2
+        assert figures.n_tokens_prompt == 2 * first.metadata["input_tokens"]
+        assert figures.n_tokens_shared == figures.n_tokens_reused == second.metadata["shared_tokens"] > 0
+        assert figures.n_tokens_cached == figures.n_cells_used > 0
+        assert figures.n_steps <= figures.n_tokens_decoded
+    assert graph.statistics().n_cells_used == 0

@@ -6,14 +6,18 @@ for other threads: they leave commands in an inbox, so that the scheduler and th
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 from wasi_nn_backend.engine.batch import fill_batch
 from wasi_nn_backend.engine.generation import Generation, GenerationLimits
 from wasi_nn_backend.engine.memory import SequenceMemory
+from wasi_nn_backend.engine.statistics import EngineStatistics
 from wasi_nn_backend.errors import Cancelled, ContextFull, RuntimeFailure, WasiNNError
 from wasi_nn_backend.kvcache import PoolLimits, StreamPool
 from wasi_nn_backend.llama.interface import Context, DecodeBatch, DecodeStatus, Vocabulary
@@ -23,6 +27,8 @@ from wasi_nn_backend.scheduler import Chunk, Scheduler, StepPlan
 __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _NO_PLAN = StepPlan((), ())
 
@@ -54,6 +60,7 @@ class Engine:
         self._scheduler = Scheduler(self._pool, context.n_batch)
         self._generations: dict[int, Generation] = {}
         self._timed: set[Generation] = set()  # those with a time limit
+        self._counts = EngineStatistics()
         self._batch = DecodeBatch()
         self._pieces: dict[int, bytes] = {}
         self._pieces_special: dict[int, bytes] = {}
@@ -89,20 +96,24 @@ class Engine:
 
     def forget_session(self, session_id: int, *, wait: bool = True) -> None:
         """Free a closed session's cells; ``wait`` until they are. Its generations must be done or cancelled."""
-        forgotten = threading.Event()
-
-        def forget() -> None:
-            try:
-                self._memory.apply(self._pool.forget_session(session_id))
-            finally:
-                forgotten.set()
-
         try:
-            self._send(forget)
+            forgotten = self._ask(lambda: self._memory.apply(self._pool.forget_session(session_id)))
         except RuntimeFailure:
             return  # a closed engine has no cells
-        if wait:
-            forgotten.wait()
+        if wait and (error := forgotten.exception()) is not None:
+            _log.error("session %d's cells could not be freed", session_id, exc_info=error)
+
+    def export_session(self, session_id: int) -> tuple[tuple[int, ...], bytes]:
+        """A session's cached tokens and their cells, for the disk. Its runs must be over."""
+        return self._ask(lambda: self._memory.export(session_id)).result()
+
+    def adopt_session(self, session_id: int, tokens: tuple[int, ...], state: bytes, salt: str) -> None:
+        """Take over the cells of a session that was saved, so that it need not compute them again."""
+        self._ask(lambda: self._memory.adopt(session_id, tokens, state, salt)).result()
+
+    def statistics(self) -> EngineStatistics:
+        """What has happened until now, read between two steps."""
+        return self._ask(self._read_statistics).result()
 
     def close(self) -> None:
         """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""
@@ -113,6 +124,19 @@ class Engine:
             self._context.request_abort()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _ask(self, question: Callable[[], _T]) -> Future[_T]:
+        """Have the engine's thread work something out between two steps."""
+        answer: Future[_T] = Future()
+
+        def carry_out() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:  # raised again where the answer is asked for
+                answer.set_exception(error)
+
+        self._send(carry_out)
+        return answer
 
     def _send(self, command: Callable[[], None]) -> None:
         with self._wake:
@@ -234,6 +258,7 @@ class Engine:
 
     def _commit(self, plan: StepPlan, tokens: list[int | None]) -> None:
         now_s = self._clock()
+        self._counts.add_step(len(plan.chunks), plan.n_tokens)
         for chunk, token in zip(plan.chunks, tokens, strict=True):
             self._scheduler.commit(chunk)
             if token is not None:
@@ -296,10 +321,23 @@ class Engine:
             self._timed.add(generation)
         self._scheduler.add(generation.request)
 
+    def _read_statistics(self) -> EngineStatistics:
+        pool = self._pool
+        return dataclasses.replace(
+            self._counts,
+            n_sequences=self.n_sequences,
+            n_cells_used=pool.n_cells_used,
+            n_tokens_cached=pool.n_tokens_cached,
+            n_sessions_in_host=pool.n_sessions_in_host,
+            n_kv_bytes=self.kv_bytes,
+            n_host_bytes=pool.n_host_bytes,
+        )
+
     def _finish(self, generation: Generation, reason: FinishReason, error: WasiNNError | None = None) -> None:
         if generation.done:
             return
         self._scheduler.finish(generation.request)
+        self._counts.add_request(generation.request)
         self._generations.pop(generation.request.id, None)
         self._timed.discard(generation)
         generation.finish(reason, error, self._clock())

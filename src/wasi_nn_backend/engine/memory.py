@@ -57,6 +57,20 @@ class SequenceMemory:
             cleared |= self.apply(self._pool.enforce_limits())
         return cleared
 
+    def export(self, session_id: int) -> tuple[tuple[int, ...], bytes]:
+        """A session's cached tokens and their cells; both empty when nothing is cached."""
+        place = self._pool.place_of(session_id)
+        if place is None:
+            return (), b""
+        stream, tokens = place
+        return tokens, self._states[session_id] if stream is None else self._context.save_sequence(stream)
+
+    def adopt(self, session_id: int, tokens: tuple[int, ...], state: bytes, salt: str) -> None:
+        """Keep a state that came from disk until the session runs. Without room it is computed again."""
+        if self._pool.adopt(session_id, tokens, len(state), salt):
+            self._states[session_id] = state
+            self.apply(self._pool.enforce_limits())
+
     def clear(self, stream: int) -> None:
         self._context.remove(stream, 0)
 

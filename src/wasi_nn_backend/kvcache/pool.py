@@ -161,6 +161,23 @@ class StreamPool:
         n_shared = source.n_tokens if source.cells is not own else 0
         return Assignment(target, source.n_tokens, n_shared, tuple(operations))
 
+    def adopt(self, session_id: int, tokens: Sequence[int], n_bytes: int, salt: str = "") -> bool:
+        """Take a state that came from outside into the host tier. False where it does not fit, or is not wanted."""
+        maximum = self.limits.n_host_bytes_max
+        if session_id in self._cells or not tokens or len(tokens) > self.n_ctx:
+            return False
+        if maximum is not None and self.n_host_bytes + n_bytes > maximum:
+            return False
+        cells = _Cells(session_id, salt, created=self._tick(), tokens=list(tokens), n_host_bytes=n_bytes)
+        cells.last_use = self._now
+        self._cells[session_id] = cells
+        return True
+
+    def place_of(self, session_id: int) -> tuple[int | None, tuple[int, ...]] | None:
+        """The stream (None: host memory) and the tokens of a session's cells, or None without any."""
+        cells = self._cells.get(session_id)
+        return None if cells is None or not cells.tokens else (cells.stream, tuple(cells.tokens))
+
     def append(self, stream: int, tokens: Sequence[int]) -> None:
         """Record tokens that a decode has put into a stream."""
         cells = self._in(stream)

@@ -52,6 +52,18 @@ class Session:
         self._input = prompt
         self._prompt = None
 
+    def copy(self, session_id: int) -> Session:
+        """Another session that goes on from here."""
+        other = Session(session_id, self._default_mode)
+        other._input, other._messages, other._finished = self._input, self._messages, self._finished
+        other._templates = self._templates
+        return other
+
+    def resume(self, messages: tuple[Message, ...]) -> None:
+        """Go on from turns that were finished elsewhere."""
+        self.clear()
+        self._messages = messages
+
     def clear(self) -> None:
         """Forget the conversation."""
         self._messages = ()
