@@ -18,6 +18,7 @@ from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgume
 from wasi_nn_backend.output import FinishReason, RunMetadata
 from wasi_nn_backend.owning_graph import OwningGraph
 from wasi_nn_backend.session import (
+    N_CELLS_RESERVED,
     Message,
     Run,
     SavedSession,
@@ -389,6 +390,8 @@ class ExecutionContext:
         if not self._session.has_input:
             return None
         try:
-            return len(self._session.prompt(self._require_lease().model, settings).tokens)
+            lease = self._require_lease()
+            n_tokens_max = lease.engine.n_ctx - N_CELLS_RESERVED
+            return len(self._session.prompt(lease.model, settings, n_tokens_max).tokens)
         except WasiNNError:
             return 0

@@ -775,3 +775,18 @@ def test_statistics_add_up(make_graph: MakeGraph) -> None:
         assert figures.n_tokens_cached == figures.n_cells_used > 0
         assert figures.n_steps <= figures.n_tokens_decoded
     assert graph.statistics().n_cells_used == 0
+
+
+def test_a_conversation_outgrows_its_window(make_graph: MakeGraph) -> None:
+    graph = make_graph(prompt_mode="chat", n_ctx=256, max_tokens=8)
+    with graph.init_execution_context({"system_prompt": "Be kind."}) as context:
+        for turn in range(30):
+            context.run_inference(f"This is what I say in turn {turn}.")
+            assert context.metadata["input_tokens"] <= 252
+        assert len(context.messages) == 60
+        fork = context.fork()
+        assert fork.run_inference("Last words?") == context.run_inference("Last words?")
+        with pytest.raises(PromptTooLong):
+            context.run_inference("too much " * 60)
+        with pytest.raises(PromptTooLong):
+            context.run_inference("a" * 240, {"context_shifting": False})

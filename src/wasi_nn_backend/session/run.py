@@ -11,7 +11,7 @@ from wasi_nn_backend.sampling import build_stages
 from wasi_nn_backend.scheduler import Request
 from wasi_nn_backend.session.session import Prompt, Session
 
-__all__ = ["Run", "start_run"]
+__all__ = ["N_CELLS_RESERVED", "Run", "start_run"]
 
 #: A prompt must leave this many cells, as WasmEdge has it: guests rely on the border.
 N_CELLS_RESERVED = 4
@@ -103,8 +103,9 @@ def start_run(
     Raises ``InvalidArgument`` (no prompt, a template's refusal) and ``PromptTooLong``; the lease is the caller's then.
     """
     engine, model = lease.engine, lease.model
-    prompt = session.prompt(model, settings)
-    if len(prompt.tokens) > engine.n_ctx - N_CELLS_RESERVED:
+    n_tokens_max = engine.n_ctx - N_CELLS_RESERVED
+    prompt = session.prompt(model, settings, n_tokens_max)
+    if len(prompt.tokens) > n_tokens_max:
         raise PromptTooLong(
             f"the prompt has {len(prompt.tokens)} tokens and the context window {engine.n_ctx}, of which "
             f"{N_CELLS_RESERVED} stay free: shorten the prompt, start a new context or raise model.n_ctx"
