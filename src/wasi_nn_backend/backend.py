@@ -56,8 +56,8 @@ class Backend:
         """Give a model a name under which guests may load it.
 
         ``model`` is a path or a built-in model's name; the file may be missing until somebody loads it. ``config`` is a
-        layer under what the loading caller sends. A registered model stays in memory, once loaded, until the backend
-        closes: the next guest finds it there. Raises ``InvalidArgument`` when the name is taken.
+        layer under what the loading caller sends. A registered model stays in memory, as it was last loaded, until the
+        backend closes: the next guest finds it there. Raises ``InvalidArgument`` when the name is taken.
         """
         self.registry.add(Registration(name, model_path(model), parse_layer(config, name=f"graph {name}")))
 
@@ -115,8 +115,9 @@ class Backend:
         layers = [parse_at_door(config, name="graph", door=door)]
         registration = self.registry.find(name)
         if registration is not None:
-            self._pin(registration, door, progress)
-            return self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
+            graph = self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
+            self._pin(graph)
+            return graph
         if not door.is_trusted:
             raise NotFound(f'no graph is registered as "{name}"; registered: {self._names()}')
         if name not in BUILTIN_MODELS and os.sep not in name and not Path(name).exists():
@@ -170,18 +171,17 @@ class Backend:
     def _names(self) -> str:
         return ", ".join(self.registry.names()) or "none"
 
-    def _pin(self, registration: Registration, door: Door, progress: ProgressCallback | None) -> None:
-        """Keep the model of a registered name loaded, with the engine of its own settings."""
+    def _pin(self, graph: Graph) -> None:
+        """Keep what a registered name was last loaded as in memory: the next guest most often wants the same."""
+        lease = graph.lease(graph.settings)
         with self._lock:
-            if registration.name in self._pinned:
-                return
-        layers = [parse_layer(door.defaults, name=door.name), self._layer, registration.layer]
-        lease = self.acquire(registration.path, resolve(layers), progress)
-        with self._lock:
-            if not self._closed and registration.name not in self._pinned:
-                self._pinned[registration.name] = lease
-                return
-        lease.release()
+            if self._closed:
+                previous: EngineLease | None = lease
+            else:
+                previous = self._pinned.get(graph.name)
+                self._pinned[graph.name] = lease
+        if previous is not None:
+            previous.release()
 
     def _open(
         self,

@@ -322,7 +322,9 @@ class ExecutionContext:
         return run
 
     def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> Run:
-        """Submit the pending prompt. The run before it, and its output, are gone only when that worked."""
+        """Submit the pending prompt. The run before it and its output are gone, whether that works or not: a guest that
+        reads on after an error must not take them for the answer."""
+        self._run = None
         lease = self._lease_for(settings)
         try:
             run = start_run(self._session, lease, settings, self.graph.next_id(), streams=streams, single=single)

@@ -28,7 +28,6 @@ from wasi_nn_backend import (
     NotFound,
     PromptTooLong,
     RuntimeFailure,
-    SecurityViolation,
     Tensor,
     WasiNNError,
 )
@@ -301,6 +300,19 @@ def test_prompts_that_do_not_fit_are_refused(make_graph: MakeGraph) -> None:
         assert context.run_inference("short")
 
 
+def test_after_a_refused_prompt_there_is_no_output(make_graph: MakeGraph) -> None:
+    """A guest that reads on after error 102 must not take the answer before for this one."""
+    with make_graph(n_ctx=128).init_execution_context() as context:
+        assert context.run_inference("an answer")
+        for compute in (context.compute, context.compute_single):
+            context.set_input(0, "a1b2" * 200)
+            with pytest.raises(PromptTooLong):
+                compute()
+            assert context.get_output(0) == context.get_output_single(0) == b""
+            assert context.metadata["input_tokens"] > 128
+            assert context.metadata["output_tokens"] == 0
+
+
 def test_time_limits_keep_the_text(tiny_model_path: Path) -> None:
     now_s = 0.0
 
@@ -403,8 +415,9 @@ def test_what_is_the_hosts_to_set_is_not_the_guests(tiny_model_path: Path) -> No
         assert context.settings.memory.max_memory_mb == 8192
         assert context.settings.stopping.max_tokens == 5
         assert all(each.n_sequences == 3 for each in llama.models[0].contexts)
-        with pytest.raises(SecurityViolation, match="chat_template"):
-            context.set_input(1, b'{"chat_template": "{% for i in range(99999) %}{% endfor %}"}')
+        context.set_input(1, b'{"chat-template": "{% for i in range(99999) %}{% endfor %}", "n_predict": 6}')
+        assert context.settings.session.chat_template is None
+        assert context.settings.stopping.max_tokens == 6
 
 
 def test_all_engines_together_stay_within_the_memory_limit(tiny_model_path: Path) -> None:
@@ -488,6 +501,25 @@ def test_a_registered_model_stays_loaded_between_guests(tiny_model_path: Path) -
         assert len(llama.models) == len(llama.models[0].contexts) == 1
         assert not llama.models[0].closed
     assert llama.models[0].closed
+
+
+def test_asking_for_a_gpu_that_is_not_there_shares_the_weights(tiny_model_path: Path) -> None:
+    llama = FakeLlama()
+    with Backend(llama=llama) as backend:
+        backend.register("default", tiny_model_path)
+        for config in (None, b'{"n-gpu-layers": 100}', b'{"n-gpu-layers": 35, "main-gpu": 0}'):
+            with backend.load_by_name_with_config("default", config, door=RAW) as graph:
+                assert graph.init_execution_context().run_inference("x") is not None
+        assert len(llama.models) == len(llama.models[0].contexts) == 1
+
+
+def test_only_what_a_name_was_last_loaded_as_stays(tiny_model_path: Path) -> None:
+    llama = FakeLlama()
+    with Backend(llama=llama) as backend:
+        backend.register("default", tiny_model_path)
+        for n_ctx in (512, 1024, 1024):
+            backend.load_by_name_with_config("default", {"n_ctx": n_ctx}, door=RAW).unload()
+        assert [context.closed for context in llama.models[0].contexts] == [True, False]
 
 
 def test_a_files_new_content_is_loaded_anew(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the weights. What the last user gives back is freed.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 
 __all__ = ["EngineLease", "EngineStore"]
+
+_log = logging.getLogger(__name__)
 
 _V = TypeVar("_V")
 
@@ -108,6 +111,7 @@ class EngineStore:
     def __init__(self, llama: Llama, clock: Callable[[], float]) -> None:
         self._llama = llama
         self._clock = clock
+        self._has_warned_of_gpu = False
         self._sizing = threading.Lock()
         self._n_kv_bytes = 0  # of all engines' contexts
         self._models: _Shared[Model] = _Shared(lambda model: model.close())
@@ -119,6 +123,7 @@ class EngineStore:
         Raises ``ModelNotFound`` (no such file), ``InvalidArgument`` (bad file, settings that llama.cpp refuses or that
         do not fit the memory), ``Cancelled`` (``progress`` returned False).
         """
+        settings = self._without_gpu(settings)
         params = model_params(path, settings)
         model_key = (params, _file_stamp(path))
         model = self._models.acquire(model_key, lambda: self._llama.load_model(params, progress))
@@ -129,6 +134,20 @@ class EngineStore:
             self._models.release(model_key)
             raise
         return EngineLease(self, key, model_key, engine, model)
+
+    def _without_gpu(self, settings: Settings) -> Settings:
+        """Where the build cannot offload, asking for it must not make a second copy of the weights."""
+        if self._llama.supports_gpu_offload or not settings.model.n_gpu_layers:
+            return settings
+        if not self._has_warned_of_gpu:
+            self._has_warned_of_gpu = True
+            _log.warning(
+                "model.n_gpu_layers is %d, but this llama.cpp was built without a GPU: computing on the CPU; "
+                "reinstall llama-cpp-python with a GPU backend, for example CMAKE_ARGS=-DGGML_CUDA=on",
+                settings.model.n_gpu_layers,
+            )
+        neutral = {"n_gpu_layers": 0, "main_gpu": 0, "split_mode": "layer", "tensor_split": ()}
+        return settings.model_copy(update={"model": settings.model.model_copy(update=neutral)})
 
     def _open_engine(self, model: Model, settings: Settings) -> Engine:
         cache_types = settings.model.cache_type_k, settings.model.cache_type_v

@@ -30,8 +30,8 @@ class CandidateFilter:
 
     def __init__(self, n_vocab: int, n_top: int, n_changed_max: int) -> None:
         # Few columns are long to look through, many are long to rank: both cost the same at the square root. Each
-        # changed token may take a column out, so there must be more columns than those.
-        n_columns = max(math.isqrt(n_top * n_vocab), n_changed_max, _MIN_COLUMNS)
+        # changed token may take a column out, so there should be more columns than those.
+        n_columns = max(math.isqrt(n_top * n_vocab), min(n_changed_max, n_vocab // 16), _MIN_COLUMNS)
         n_columns += -n_columns % _MIN_COLUMNS
         self._n_columns = min(n_columns, n_vocab)
         self._n_rows = n_vocab // self._n_columns

@@ -57,14 +57,14 @@ class ChainSampler(Owner):
             native.llama_sampler_reset(chain)
 
 
-def build_chain(stages: Sequence[SamplerStage], n_vocab: int) -> int:
-    """The native chain of ``stages``, which the caller frees. Raises ``RuntimeFailure`` when memory is out."""
-    chain = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
+def build_chain(stages: Sequence[SamplerStage], n_vocab: int) -> Any:
+    """A ``llama_sampler *`` that the caller owns. Raises ``RuntimeFailure`` when memory is out."""
+    chain: Any = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
     if not chain:
         raise RuntimeFailure("llama.cpp could not create a sampler chain; the process is out of memory")
     for stage in stages:
         native.llama_sampler_chain_add(chain, _create(stage, n_vocab))
-    return int(ctypes.cast(chain, ctypes.c_void_p).value or 0)
+    return chain
 
 
 def native_context(context: Context) -> NativeContext:

@@ -1,8 +1,8 @@
 """llama.cpp's sampler chain, given only the tokens that it can choose from.
 
-Most of what the chain costs is spent on tokens that its top-k throws away a moment later: they are copied into an array
-of structs, looked up in the penalties' hash table and compared. Here numpy finds the few that matter, and the chain gets
-an array of those. Arithmetic, random numbers and the order of the stages stay llama.cpp's own.
+Most of what the chain costs is spent on tokens that its top-k throws away a moment later: they are copied into an
+array of structs, looked up in the penalties' hash table and compared. Here numpy finds the few that matter, and the
+chain gets an array of those. Arithmetic, random numbers and the order of the stages stay llama.cpp's own.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class ReducedSampler(Owner):
     def __init__(self, model: Resource, n_vocab: int, stages: Sequence[SamplerStage]) -> None:
         changing = [stage for stage in stages if isinstance(stage, LogitBias | Penalties)]
         choosing = stages[len(changing) :]
-        # Two chains in one, so that they have one owner, and ``accept`` and ``reset`` reach all links.
+        # Two chains in a chain, so that they have one owner, and ``accept`` and ``reset`` reach all links.
         chain = build_chain([], n_vocab)
+        super().__init__(Resource("a sampler", chain, native.llama_sampler_free, parent=model))
         self._changing, self._choosing = build_chain(changing, n_vocab), build_chain(choosing, n_vocab)
         native.llama_sampler_chain_add(chain, self._changing)
         native.llama_sampler_chain_add(chain, self._choosing)
-        super().__init__(Resource("a sampler", chain, native.llama_sampler_free, parent=model))
         self._changes_logits = bool(changing)
         self._n_vocab = n_vocab
         self._changed = _ChangedTokens(changing)
@@ -62,7 +62,7 @@ class ReducedSampler(Owner):
         self._ties_matter = not isinstance(choosing[0], Greedy)
         self._n_top = choosing[0].k if isinstance(choosing[0], TopK) else 1
         self._filter = CandidateFilter(n_vocab, self._n_top, self._changed.n_max)
-        self._array = _TokenArray(4 * self._n_top + self._changed.n_max + 64)
+        self._array = _TokenArray(4 * self._n_top + 64)
 
     @staticmethod
     def suits(stages: Sequence[SamplerStage], n_vocab: int) -> bool:
@@ -193,10 +193,10 @@ class _TokenArray:
         """A view, in the order of the tokens until a link of the chain sorts them."""
         return self._logits[: self._n]
 
-    def apply(self, sampler: int) -> None:
+    def apply(self, sampler: Any) -> None:
         native.llama_sampler_apply(sampler, self._reference)
 
-    def chosen_by(self, sampler: int) -> int:
+    def chosen_by(self, sampler: Any) -> int:
         self.apply(sampler)
         selected = self._native.selected
         if not 0 <= selected < self._native.size:
