@@ -12,19 +12,21 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 from wasi_nn_backend.engine.batch import fill_batch
 from wasi_nn_backend.engine.generation import Generation, GenerationLimits
 from wasi_nn_backend.engine.memory import SequenceMemory
 from wasi_nn_backend.engine.statistics import EngineStatistics
+from wasi_nn_backend.engine.threads import ThreadTuner
 from wasi_nn_backend.errors import Cancelled, ContextFull, RuntimeFailure, WasiNNError
 from wasi_nn_backend.kvcache import PoolLimits, StreamPool
 from wasi_nn_backend.llama.interface import Context, DecodeBatch, DecodeStatus, Vocabulary
 from wasi_nn_backend.output import FinishReason
 from wasi_nn_backend.scheduler import Chunk, Scheduler, StepPlan
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "EngineOptions"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +35,24 @@ _T = TypeVar("_T")
 _NO_PLAN = StepPlan((), ())
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """``n_ctx`` is one sequence's window in tokens, None the context's own; ``kv_bytes`` what the context's cells take.
+
+    ``n_threads_max`` above 1 lets the engine choose the number of threads of each decode, up to it; 1 leaves it as the
+    context has it.
+    """
+
+    n_ctx: int | None = None
+    kv_bytes: int = 0
+    limits: PoolLimits | None = None
+    n_threads_max: int = 1
+
+
 class Engine:
     """Runs generations over one llama context, batched. Public methods may be called from any thread.
 
-    ``clock`` gives seconds; it is read once a step, for time limits and figures.
+    ``clock`` gives seconds; it is read a few times a step, for time limits, figures and the number of threads.
     """
 
     def __init__(
@@ -44,23 +60,23 @@ class Engine:
         context: Context,
         vocabulary: Vocabulary,
         clock: Callable[[], float],
-        *,
-        n_ctx: int | None = None,
-        kv_bytes: int = 0,
-        limits: PoolLimits | None = None,
+        options: EngineOptions = EngineOptions(),
     ) -> None:
-        self.n_ctx = min(context.n_ctx, n_ctx or context.n_ctx)  # llama.cpp rounds up; users get what they asked for
+        # llama.cpp rounds up; users get what they asked for
+        self.n_ctx = min(context.n_ctx, options.n_ctx or context.n_ctx)
         self.n_sequences = context.n_sequences
-        self.kv_bytes = kv_bytes  # what the context's cells take, for the accounting over several engines
+        self.kv_bytes = options.kv_bytes  # what the context's cells take, for the accounting over several engines
         self._context = context
         self._vocabulary = vocabulary
         self._clock = clock
-        self._pool = StreamPool(context.n_sequences, self.n_ctx, limits)
+        self._pool = StreamPool(context.n_sequences, self.n_ctx, options.limits)
         self._memory = SequenceMemory(context, self._pool)
         self._scheduler = Scheduler(self._pool, context.n_batch)
         self._generations: dict[int, Generation] = {}
         self._timed: set[Generation] = set()  # those with a time limit
         self._counts = EngineStatistics()
+        self._tuner = ThreadTuner(options.n_threads_max) if options.n_threads_max > 1 else None
+        self._n_threads: int | None = None  # None: as the context was created
         self._batch = DecodeBatch()
         self._pieces: dict[int, bytes] = {}
         self._pieces_special: dict[int, bytes] = {}
@@ -238,9 +254,21 @@ class Engine:
     def _decode(self, plan: StepPlan) -> DecodeStatus:
         self._prompting = frozenset(chunk.request.id for chunk in plan.chunks if chunk.n_tokens > 1)
         try:
-            return self._context.decode(self._batch)
+            return self._context.decode(self._batch) if self._tuner is None else self._decode_tuned(self._tuner, plan)
         finally:
             self._prompting = frozenset()
+
+    def _decode_tuned(self, tuner: ThreadTuner, plan: StepPlan) -> DecodeStatus:
+        """Decode with the number of threads that was fastest lately, or with another one to see how fast that is."""
+        start_s = self._clock()
+        n_threads = tuner.choose(plan.n_tokens, prompt=bool(self._prompting), now_s=start_s)
+        if n_threads != self._n_threads:
+            self._context.set_n_threads(n_threads)
+            self._n_threads = n_threads
+        status = self._context.decode(self._batch)
+        if status is DecodeStatus.DONE and not plan.operations:  # those take time of their own in the decode
+            tuner.observe(self._clock() - start_s)
+        return status
 
     def _undo(self, plan: StepPlan) -> None:
         """An aborted decode left an unknown part of the batch in the memory: cut back to what was committed."""
