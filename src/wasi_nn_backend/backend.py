@@ -16,12 +16,13 @@ from typing import Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer, resolve
 from wasi_nn_backend.doors import parse_at_door
-from wasi_nn_backend.engine import EngineLease, EngineStore, same_engine
+from wasi_nn_backend.engine import EngineLease, EngineStatistics, EngineStore, same_engine
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, model_path
+from wasi_nn_backend.session import Session, model_fingerprint, read_session
 from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
 
 __all__ = ["Backend", "Graph"]
@@ -55,8 +56,8 @@ class Backend:
         """Give a model a name under which guests may load it.
 
         ``model`` is a path or a built-in model's name; the file may be missing until somebody loads it. ``config`` is a
-        layer under what the loading caller sends. A registered model stays in memory, once loaded, until the backend
-        closes: the next guest finds it there. Raises ``InvalidArgument`` when the name is taken.
+        layer under what the loading caller sends. A registered model stays in memory, as it was last loaded, until the
+        backend closes: the next guest finds it there. Raises ``InvalidArgument`` when the name is taken.
         """
         self.registry.add(Registration(name, model_path(model), parse_layer(config, name=f"graph {name}")))
 
@@ -114,8 +115,9 @@ class Backend:
         layers = [parse_at_door(config, name="graph", door=door)]
         registration = self.registry.find(name)
         if registration is not None:
-            self._pin(registration, door, progress)
-            return self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
+            graph = self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
+            self._pin(graph)
+            return graph
         if not door.is_trusted:
             raise NotFound(f'no graph is registered as "{name}"; registered: {self._names()}')
         if name not in BUILTIN_MODELS and os.sep not in name and not Path(name).exists():
@@ -124,6 +126,15 @@ class Backend:
                 f"built in: {', '.join(sorted(BUILTIN_MODELS))}"
             )
         return self._open(name, model_path(name), layers, door=door, progress=progress)
+
+    def restore(self, path: str | Path) -> ExecutionContext:
+        """``Graph.restore`` on the model that the session was saved with, loaded again under its name or from its path.
+
+        The graph lives as long as the backend. Also raises what ``load_by_name`` raises.
+        """
+        saved = read_session(Path(path))
+        known = self.registry.find(saved.graph) is not None or saved.graph in BUILTIN_MODELS
+        return self.load_by_name(saved.graph if known else saved.path).restore(path)
 
     def close(self) -> None:
         """Unload every graph: running computes end with ``Cancelled``. Idempotent."""
@@ -160,18 +171,17 @@ class Backend:
     def _names(self) -> str:
         return ", ".join(self.registry.names()) or "none"
 
-    def _pin(self, registration: Registration, door: Door, progress: ProgressCallback | None) -> None:
-        """Keep the model of a registered name loaded, with the engine of its own settings."""
+    def _pin(self, graph: Graph) -> None:
+        """Keep what a registered name was last loaded as in memory: the next guest most often wants the same."""
+        lease = graph.lease(graph.settings)
         with self._lock:
-            if registration.name in self._pinned:
-                return
-        layers = [parse_layer(door.defaults, name=door.name), self._layer, registration.layer]
-        lease = self.acquire(registration.path, resolve(layers), progress)
-        with self._lock:
-            if not self._closed and registration.name not in self._pinned:
-                self._pinned[registration.name] = lease
-                return
-        lease.release()
+            if self._closed:
+                previous: EngineLease | None = lease
+            else:
+                previous = self._pinned.get(graph.name)
+                self._pinned[graph.name] = lease
+        if previous is not None:
+            previous.release()
 
     def _open(
         self,
@@ -233,6 +243,24 @@ class Graph:
             self._contexts.add(context)
         return context
 
+    def restore(self, path: str | Path) -> ExecutionContext:
+        """A context that goes on from ``ExecutionContext.save``, without computing again what was saved.
+
+        Raises ``NotFound`` (no such file), ``InvalidArgument`` (damaged, of another format or another model).
+        """
+        saved = read_session(Path(path))
+        if saved.fingerprint != model_fingerprint(self.model):
+            raise InvalidArgument(
+                f'{path} was saved with another model ({saved.path}) than "{self.name}": load that one'
+            )
+        context = self.init_execution_context(saved.config)
+        context.resume(saved)
+        return context
+
+    def statistics(self) -> EngineStatistics:
+        """Counts and memory of the graph's engine, which graphs under equal settings share."""
+        return self._require_lease().engine.statistics()
+
     def unload(self) -> None:
         """Refuse new work at once; running computes finish, and contexts keep what they have put out.
 
@@ -282,6 +310,13 @@ class Graph:
 
     def next_id(self) -> int:
         return self._backend.next_id()
+
+    def fork_context(self, layer: Layer, session: Session) -> ExecutionContext:
+        context_id = self.next_id()
+        context = ExecutionContext(self, context_id, layer, session.copy(context_id))
+        with self._lock:
+            self._contexts.add(context)
+        return context
 
     def settings_with(self, *layers: Layer) -> Settings:
         return resolve((*self._layers, *layers))

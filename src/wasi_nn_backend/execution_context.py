@@ -6,49 +6,33 @@ import codecs
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings
 from wasi_nn_backend.config.layers import merge
 from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, same_engine
 from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument, WasiNNError
-from wasi_nn_backend.llama.interface import Llama
 from wasi_nn_backend.output import FinishReason, RunMetadata
-from wasi_nn_backend.session import Message, Run, Session, start_run
-from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Door, Tensor
+from wasi_nn_backend.owning_graph import OwningGraph
+from wasi_nn_backend.session import (
+    N_CELLS_RESERVED,
+    Message,
+    Run,
+    SavedSession,
+    Session,
+    model_fingerprint,
+    start_run,
+    write_session,
+)
+from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Tensor, input_bytes
 
-__all__ = ["ExecutionContext", "OwningGraph", "TextSink"]
+__all__ = ["ExecutionContext", "TextSink"]
 
 #: Receives text bytes as they are generated. What it raises ends the run and reaches the caller of compute.
 TextSink = Callable[[bytes], None]
-
-
-class OwningGraph(Protocol):
-    """What a context needs of its graph."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def alive(self) -> bool: ...
-
-    @property
-    def door(self) -> Door: ...
-
-    @property
-    def llama(self) -> Llama: ...
-
-    def settings_with(self, *layers: Layer) -> Settings:
-        """The settings in force under further layers."""
-
-    def next_id(self) -> int: ...
-
-    def lease(self, settings: Settings) -> EngineLease:
-        """An engine for these settings: the graph's own where it serves them. Raises when the graph is unloaded."""
-
-    def forget(self, context: ExecutionContext) -> None: ...
 
 
 class ExecutionContext:
@@ -56,12 +40,14 @@ class ExecutionContext:
     ``close`` may come from any thread at any time. A context manager that closes.
     """
 
-    def __init__(self, graph: OwningGraph, context_id: int, layer: Layer) -> None:
+    def __init__(
+        self, graph: OwningGraph[ExecutionContext], context_id: int, layer: Layer, session: Session | None = None
+    ) -> None:
         self.graph = graph
         self.id = context_id
         self.settings = graph.settings_with(layer)
         self._layer = layer
-        self._session = Session(context_id, graph.door.prompt_mode)
+        self._session = session or Session(context_id, graph.door.prompt_mode)
         self._entered = threading.Lock()  # held while a call works on this context
         self._run: Run | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
         self._open_run: Run | None = None  # one that goes on between calls: compute_single's or an iterator's
@@ -81,7 +67,7 @@ class ExecutionContext:
         JSON), ``Busy``; then nothing has changed.
         """
         with self._enter(needs_graph=True):
-            data = _tensor_bytes(tensor)
+            data = input_bytes(tensor)
             if index == CONFIG_INDEX:
                 self._configure(parse_at_door(data, name="context", door=self.graph.door))
             else:
@@ -149,7 +135,7 @@ class ExecutionContext:
         """set_input, compute and get_output in one. ``config`` holds for this call only."""
         with self._enter(needs_graph=True):
             settings = self._call_settings(config)
-            self._take_prompt(_tensor_bytes(prompt), settings)
+            self._take_prompt(input_bytes(prompt), settings)
             return self._compute(settings, None).text.decode(errors="replace")
 
     def stream(self, prompt: str | bytes, config: ConfigSource = None) -> Iterator[str]:
@@ -160,7 +146,7 @@ class ExecutionContext:
         """
         with self._enter(needs_graph=True):
             settings = self._call_settings(config)
-            self._take_prompt(_tensor_bytes(prompt), settings)
+            self._take_prompt(input_bytes(prompt), settings)
             run = self._open_run = self._start(settings, streams=True)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
@@ -178,6 +164,35 @@ class ExecutionContext:
         run = self._run
         if run is not None:
             run.cancel()
+
+    def fork(self) -> ExecutionContext:
+        """A second context that goes on from everything so far: configuration, conversation, pending prompt.
+
+        What is cached here is copied when the fork first runs, not computed again (unless
+        ``memory.enable_token_cache_reuse`` is off).
+        """
+        with self._enter(needs_graph=True):
+            return self.graph.fork_context(self._layer, self._session)
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation and its KV cells to a file, for ``Backend.restore`` or ``Graph.restore``.
+
+        Written beside the target and renamed. Raises ``RuntimeFailure`` when the file cannot be written, ``Busy``.
+        """
+        with self._enter(needs_graph=True):
+            self._end_open_run()
+            lease = self._require_lease()
+            tokens, state = lease.engine.export_session(self.id)
+            saved = SavedSession(
+                fingerprint=model_fingerprint(lease.model),
+                graph=self.graph.name,
+                path=str(self.graph.path),
+                config={section: dict(keys) for section, keys in self._layer.values.items()},
+                messages=self._session.messages,
+                tokens=tokens,
+                state=state,
+            )
+        write_session(Path(path), saved)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -215,6 +230,13 @@ class ExecutionContext:
         self.shut_down()
 
     # For the graph.
+
+    def resume(self, saved: SavedSession) -> None:
+        """Go on from a saved session; its cells are used if they fit and computed again if they do not."""
+        with self._enter(needs_graph=True):
+            self._session.resume(saved.messages)
+            salt = self.settings.session.cache_salt
+            self._require_lease().engine.adopt_session(self.id, saved.tokens, saved.state, salt)
 
     def shut_down(self) -> bool:
         """``close`` that tells whether there was something to close instead of raising."""
@@ -300,7 +322,9 @@ class ExecutionContext:
         return run
 
     def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> Run:
-        """Submit the pending prompt. The run before it, and its output, are gone only when that worked."""
+        """Submit the pending prompt. The run before it and its output are gone, whether that works or not: a guest that
+        reads on after an error must not take them for the answer."""
+        self._run = None
         lease = self._lease_for(settings)
         try:
             run = start_run(self._session, lease, settings, self.graph.next_id(), streams=streams, single=single)
@@ -368,16 +392,8 @@ class ExecutionContext:
         if not self._session.has_input:
             return None
         try:
-            return len(self._session.prompt(self._require_lease().model, settings).tokens)
+            lease = self._require_lease()
+            n_tokens_max = lease.engine.n_ctx - N_CELLS_RESERVED
+            return len(self._session.prompt(lease.model, settings, n_tokens_max).tokens)
         except WasiNNError:
             return 0
-
-
-def _tensor_bytes(tensor: Tensor | bytes | str) -> bytes:
-    if isinstance(tensor, Tensor):
-        return tensor.data
-    if isinstance(tensor, str):
-        return tensor.encode(errors="replace")
-    if isinstance(tensor, bytes | bytearray | memoryview):
-        return bytes(tensor)
-    raise InvalidArgument(f"an input is a Tensor, bytes or str, got {type(tensor).__name__}")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from wasi_nn_backend.errors import InvalidArgument
+
 __all__ = [
     "CONFIG_INDEX",
     "METADATA_INDEX",
@@ -19,6 +21,7 @@ __all__ = [
     "PromptMode",
     "Tensor",
     "TensorType",
+    "input_bytes",
 ]
 
 PromptMode = Literal["chat", "raw"]
@@ -90,3 +93,14 @@ class Door:
 
 
 PYTHON_DOOR = Door(name="python", prompt_mode="chat", is_trusted=True)
+
+
+def input_bytes(value: Tensor | bytes | str) -> bytes:
+    """The data of an input. Raises ``InvalidArgument`` for what is none."""
+    if isinstance(value, Tensor):
+        return value.data
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise InvalidArgument(f"an input is a Tensor, bytes or str, got {type(value).__name__}")

@@ -27,6 +27,7 @@ LAYERS = (
     ROOT,
     "backend",
     "execution_context",
+    "owning_graph",
     "registry",
     "handles",
     "doors",

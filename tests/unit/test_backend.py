@@ -28,7 +28,6 @@ from wasi_nn_backend import (
     NotFound,
     PromptTooLong,
     RuntimeFailure,
-    SecurityViolation,
     Tensor,
     WasiNNError,
 )
@@ -118,7 +117,7 @@ def test_more_contexts_than_streams_each_keep_their_own_text(make_graph: MakeGra
 
 def test_prefix_hit_equals_miss(make_graph: MakeGraph) -> None:
     graph = make_graph()
-    with graph.init_execution_context() as context, graph.init_execution_context() as fresh:
+    with graph.init_execution_context() as context, graph.init_execution_context({"cache_salt": "x"}) as fresh:
         start = "A long beginning that both prompts share, word for word. "
         answer = context.run_inference(start)
         longer = start + answer + " And then?"
@@ -129,6 +128,54 @@ def test_prefix_hit_equals_miss(make_graph: MakeGraph) -> None:
         # A prompt that leaves the old path in the middle.
         other = start[: len(start) // 2] + "something else"
         assert context.run_inference(other) == fresh.run_inference(other)
+
+
+def test_a_prefix_of_another_session_gives_the_same_text(make_graph: MakeGraph) -> None:
+    graph = make_graph(max_concurrent=4)
+    start = "You are a helpful assistant who answers in few words and never more. "
+    questions = [f"{start} Question {i}?" for i in range(6)]
+    with graph.init_execution_context({"cache_salt": "alone"}) as context:
+        alone = [context.run_inference(question, {"cache_salt": str(i)}) for i, question in enumerate(questions)]
+    contexts = [graph.init_execution_context() for _ in questions]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda pair: pair[0].run_inference(pair[1]), zip(contexts, questions, strict=True)))
+    assert together == alone
+    assert sum(context.metadata["shared_tokens"] > 0 for context in contexts) == len(contexts) - 1
+    for context in contexts:
+        context.close()
+
+
+def test_sessions_that_slept_in_host_memory_go_on_as_if_they_had_stayed(make_graph: MakeGraph) -> None:
+    results = []
+    for max_concurrent in (1, 6):
+        graph = make_graph(max_concurrent=max_concurrent, prompt_mode="chat", enable_token_cache_reuse=False)
+        contexts = [graph.init_execution_context() for _ in range(6)]
+        turns = [
+            (context.run_inference(f"turn {turn} of {i}"), context.metadata["reused_tokens"])
+            for turn in range(2)
+            for i, context in enumerate(contexts)
+        ]
+        assert all(n_reused > 0 for _, n_reused in turns[6:])
+        results.append(turns)
+    assert results[0] == results[1]
+
+
+def test_generation_goes_on_past_the_window(make_graph: MakeGraph) -> None:
+    graph = make_graph(n_ctx=128, max_tokens=500, ignore_eos=True, n_keep_tokens=16, n_discard_tokens=32)
+    with graph.init_execution_context() as context:
+        context.run_inference("on and on")
+        assert context.metadata["output_tokens"] == 500
+        assert context.metadata["finish_reason"] == "length"
+        assert context.metadata["shifted_tokens"] % 32 == 0
+        assert context.metadata["shifted_tokens"] > 300
+        whole = context.get_output(0)
+        context.set_input(0, "on and on")
+        assert b"".join(singles(context)) == whole  # paused again and again
+        with pytest.raises(ContextFull):
+            context.run_inference("on and on", {"context_shifting": False})
+        assert whole.startswith(context.get_output(0))
+        with pytest.raises(ContextFull):
+            context.run_inference("on and on", {"max_tokens": -1})
 
 
 def test_a_seed_fixes_the_text_whatever_else_runs(make_graph: MakeGraph) -> None:
@@ -253,6 +300,19 @@ def test_prompts_that_do_not_fit_are_refused(make_graph: MakeGraph) -> None:
         assert context.run_inference("short")
 
 
+def test_after_a_refused_prompt_there_is_no_output(make_graph: MakeGraph) -> None:
+    """A guest that reads on after error 102 must not take the answer before for this one."""
+    with make_graph(n_ctx=128).init_execution_context() as context:
+        assert context.run_inference("an answer")
+        for compute in (context.compute, context.compute_single):
+            context.set_input(0, "a1b2" * 200)
+            with pytest.raises(PromptTooLong):
+                compute()
+            assert context.get_output(0) == context.get_output_single(0) == b""
+            assert context.metadata["input_tokens"] > 128
+            assert context.metadata["output_tokens"] == 0
+
+
 def test_time_limits_keep_the_text(tiny_model_path: Path) -> None:
     now_s = 0.0
 
@@ -355,8 +415,9 @@ def test_what_is_the_hosts_to_set_is_not_the_guests(tiny_model_path: Path) -> No
         assert context.settings.memory.max_memory_mb == 8192
         assert context.settings.stopping.max_tokens == 5
         assert all(each.n_sequences == 3 for each in llama.models[0].contexts)
-        with pytest.raises(SecurityViolation, match="chat_template"):
-            context.set_input(1, b'{"chat_template": "{% for i in range(99999) %}{% endfor %}"}')
+        context.set_input(1, b'{"chat-template": "{% for i in range(99999) %}{% endfor %}", "n_predict": 6}')
+        assert context.settings.session.chat_template is None
+        assert context.settings.stopping.max_tokens == 6
 
 
 def test_all_engines_together_stay_within_the_memory_limit(tiny_model_path: Path) -> None:
@@ -440,6 +501,25 @@ def test_a_registered_model_stays_loaded_between_guests(tiny_model_path: Path) -
         assert len(llama.models) == len(llama.models[0].contexts) == 1
         assert not llama.models[0].closed
     assert llama.models[0].closed
+
+
+def test_asking_for_a_gpu_that_is_not_there_shares_the_weights(tiny_model_path: Path) -> None:
+    llama = FakeLlama()
+    with Backend(llama=llama) as backend:
+        backend.register("default", tiny_model_path)
+        for config in (None, b'{"n-gpu-layers": 100}', b'{"n-gpu-layers": 35, "main-gpu": 0}'):
+            with backend.load_by_name_with_config("default", config, door=RAW) as graph:
+                assert graph.init_execution_context().run_inference("x") is not None
+        assert len(llama.models) == len(llama.models[0].contexts) == 1
+
+
+def test_only_what_a_name_was_last_loaded_as_stays(tiny_model_path: Path) -> None:
+    llama = FakeLlama()
+    with Backend(llama=llama) as backend:
+        backend.register("default", tiny_model_path)
+        for n_ctx in (512, 1024, 1024):
+            backend.load_by_name_with_config("default", {"n_ctx": n_ctx}, door=RAW).unload()
+        assert [context.closed for context in llama.models[0].contexts] == [True, False]
 
 
 def test_a_files_new_content_is_loaded_anew(tmp_path: Path) -> None:
@@ -651,3 +731,94 @@ def test_what_a_sink_raises_ends_the_run(make_graph: MakeGraph) -> None:
     with pytest.raises(BrokenPipeError):
         context.compute(broken)
     context.compute(seen.append)  # still usable
+
+
+# Forking, saving, figures.
+
+
+def test_a_fork_goes_on_as_its_origin_would(make_graph: MakeGraph) -> None:
+    graph = make_graph(prompt_mode="chat", max_concurrent=3)
+    with graph.init_execution_context(SEEDED) as context:
+        context.run_inference("Remember this long sentence, my friend, for I shall ask.")
+        fork = context.fork()
+        assert fork.messages == context.messages
+        text = context.run_inference("What did I say?")
+        assert fork.run_inference("What did I say?") == text
+        assert fork.metadata["shared_tokens"] > 16
+        assert fork.run_inference("And before?") == context.run_inference("And before?")
+        fork.close()
+        assert context.run_inference("Still there?")
+
+
+def test_a_saved_session_goes_on_in_another_backend(
+    make_graph: MakeGraph, llama: FakeLlama | None, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    graph = make_graph(prompt_mode="chat")
+    path = tmp_path / "session"
+    with graph.init_execution_context(GREEDY | {"max_tokens": 9, "stop": ["never this"]}) as context:
+        context.run_inference("Save me, please, with all that was said so far.")
+        context.save(path)
+        messages, text = context.messages, context.run_inference("Go on.")
+        n_reused = context.metadata["reused_tokens"]
+    config = {"max_tokens": 24, "n_ctx": 512, "threads": 1} | GREEDY
+    with Backend(config, llama=llama) as backend:
+        restored = backend.restore(path)
+        assert restored.messages == messages
+        assert restored.settings.stopping.max_tokens == 9
+        assert restored.run_inference("Go on.") == text
+        assert restored.metadata["reused_tokens"] == n_reused > 0
+        assert restored.graph.name == str(tiny_model_path)
+
+
+def test_damaged_and_foreign_sessions_are_refused(make_graph: MakeGraph, tmp_path: Path) -> None:
+    graph = make_graph(prompt_mode="chat")
+    path = tmp_path / "session"
+    with graph.init_execution_context() as context:
+        context.run_inference("Save me.")
+        context.save(path)
+        with pytest.raises(RuntimeFailure, match="could not be saved"):
+            context.save(tmp_path / "missing folder" / "session")
+    content = path.read_bytes()
+    with pytest.raises(NotFound):
+        graph.restore(tmp_path / "nothing")
+    for at in (0, 20, 90, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(InvalidArgument):
+            graph.restore(path)
+    for n in (0, 10, 100, len(content) - 1):
+        path.write_bytes(content[:n])
+        with pytest.raises(InvalidArgument):
+            graph.restore(path)
+    path.write_bytes(content)
+    assert graph.restore(path).messages
+    assert [file.name for file in tmp_path.iterdir()] == ["session"]
+
+
+def test_statistics_add_up(make_graph: MakeGraph) -> None:
+    graph = make_graph(max_concurrent=2)
+    prompt = "A prompt that two contexts share from its first word to its last one."
+    with graph.init_execution_context() as first, graph.init_execution_context() as second:
+        first.run_inference(prompt)
+        second.run_inference(prompt)
+        figures = graph.statistics()
+        assert figures.n_runs == 2
+        assert figures.n_tokens_prompt == 2 * first.metadata["input_tokens"]
+        assert figures.n_tokens_shared == figures.n_tokens_reused == second.metadata["shared_tokens"] > 0
+        assert figures.n_tokens_cached == figures.n_cells_used > 0
+        assert figures.n_steps <= figures.n_tokens_decoded
+    assert graph.statistics().n_cells_used == 0
+
+
+def test_a_conversation_outgrows_its_window(make_graph: MakeGraph) -> None:
+    graph = make_graph(prompt_mode="chat", n_ctx=256, max_tokens=8)
+    with graph.init_execution_context({"system_prompt": "Be kind."}) as context:
+        for turn in range(30):
+            context.run_inference(f"This is what I say in turn {turn}.")
+            assert context.metadata["input_tokens"] <= 252
+        assert len(context.messages) == 60
+        fork = context.fork()
+        assert fork.run_inference("Last words?") == context.run_inference("Last words?")
+        with pytest.raises(PromptTooLong):
+            context.run_inference("too much " * 60)
+        with pytest.raises(PromptTooLong):
+            context.run_inference("a" * 240, {"context_shifting": False})

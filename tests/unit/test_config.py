@@ -56,11 +56,21 @@ KEYS: list[tuple[str, str, tuple[str, ...], Any, Any]] = [
     ("stopping", "reverse_prompt", ("reverse_prompt",), "User:", "User:"),
     ("stopping", "max_time_ms", ("max_time_ms", "max_inference_time_ms"), 250, 250),
     ("memory", "max_memory_mb", ("max_memory_mb",), 64, 64),
+    ("memory", "context_shifting", ("context_shifting",), False, False),
+    ("memory", "n_keep_tokens", ("n_keep_tokens",), 7, 7),
+    ("memory", "n_discard_tokens", ("n_discard_tokens",), 0, 0),
+    ("memory", "max_cache_tokens", ("max_cache_tokens",), 5000, 5000),
+    ("memory", "memory_pressure_threshold", ("memory_pressure_threshold",), 0.6, 0.6),
+    ("memory", "cache_strategy", ("cache_strategy",), "smart", "smart"),
+    ("memory", "cache_deletion_strategy", ("cache_deletion_strategy",), "fifo", "fifo"),
+    ("memory", "enable_partial_cache_deletion", ("enable_partial_cache_deletion",), False, False),
+    ("memory", "enable_token_cache_reuse", ("enable_token_cache_reuse",), False, False),
     ("session", "prompt_mode", ("prompt_mode",), "raw", "raw"),
     ("session", "system_prompt", ("system_prompt",), "Be brief.", "Be brief."),
     ("session", "chat_template", ("chat_template",), "{{ messages }}", "{{ messages }}"),
     ("session", "stream_stdout", ("stream_stdout",), True, True),
     ("session", "special", ("special",), True, True),
+    ("session", "cache_salt", ("cache_salt",), "tenant", "tenant"),
 ]
 SPELLINGS = [
     (section, key, written, value, meaning)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.memory import PlainMemory, compute, computed
 from wasi_nn_backend.errors import InvalidArgument
-from wasi_nn_backend.kvcache import StreamPool
+from wasi_nn_backend.kvcache import StreamPool, common_prefix_length
 from wasi_nn_backend.scheduler import Chunk, Request, RequestState, Scheduler, StepPlan
 
 N_CTX = 24
@@ -49,7 +50,7 @@ class Simulation:
     def __post_init__(self) -> None:
         self.pool = StreamPool(self.n_streams, N_CTX)
         self.scheduler = Scheduler(self.pool, self.n_batch)
-        self.memory: list[list[int]] = [[] for _ in range(self.n_streams)]
+        self.memory = PlainMemory(self.pool)
         self.results: dict[int, list[int]] = {}
 
     def add(self, session_id: int, prompt: list[int], n_tokens: int, credit_tokens: int | None = None) -> Request:
@@ -60,9 +61,7 @@ class Simulation:
         return request
 
     def forget(self, session_id: int) -> None:
-        removal = self.scheduler.forget_session(session_id)
-        if removal is not None:
-            del self.memory[removal.stream][removal.first_position :]
+        self.memory.apply(self.pool.forget_session(session_id))
 
     def cancel(self, request: Request) -> None:
         if request.state is not RequestState.FINISHED:
@@ -75,12 +74,11 @@ class Simulation:
     def step(self) -> StepPlan:
         plan = self.scheduler.plan()
         self.check(plan)
-        for removal in plan.removals:
-            del self.memory[removal.stream][removal.first_position :]
+        self.memory.apply(plan.operations)
         self.log.append([(chunk.request.id, chunk.stream, chunk.n_tokens) for chunk in plan.chunks])
         for chunk in plan.chunks:
             self.run(chunk)
-        assert self.pool.n_cells_used == sum(len(tokens) for tokens in self.memory)
+        assert self.pool.n_cells_used == sum(len(cells) for cells in self.memory.streams)
         return plan
 
     def check(self, plan: StepPlan) -> None:
@@ -96,7 +94,14 @@ class Simulation:
         held = {request.stream for request in self.requests if request.stream is not None}
         sessions = [request.session_id for request in self.requests if request.stream is not None]
         assert len(set(sessions)) == len(sessions)
-        waiting = [r for r in self.requests if r.state is RequestState.WAITING and r.session_id not in sessions]
+        running = [r for r in self.requests if r.state is RequestState.RUNNING]
+        waiting = [
+            request
+            for request in self.requests
+            if request.state is RequestState.WAITING
+            and request.session_id not in sessions
+            and not any(common_prefix_length(r.tokens, request.tokens) > r.n_tokens_computed for r in running)
+        ]
         if waiting:
             assert len(held) == self.n_streams, "a request waits beside a free stream"
             holders = [request for request in self.requests if request.stream is not None]
@@ -104,15 +109,15 @@ class Simulation:
         assert bool(plan.chunks) == any(request.state is RequestState.RUNNING for request in self.requests)
 
     def run(self, chunk: Chunk) -> None:
-        request, memory = chunk.request, self.memory[chunk.stream]
-        assert chunk.first_position == len(memory)
-        memory += request.tokens[chunk.first_position : chunk.first_position + chunk.n_tokens]
-        assert len(memory) <= N_CTX
-        assert memory == request.tokens[: len(memory)]
-        assert chunk.samples == (memory == request.tokens)
+        request, cells = chunk.request, self.memory.streams[chunk.stream]
+        assert chunk.first_position == len(cells)
+        compute(cells, request.tokens[chunk.first_position : chunk.first_position + chunk.n_tokens])
+        assert len(cells) <= N_CTX
+        assert cells == computed(request.tokens)[: len(cells)]
+        assert chunk.samples == (len(cells) == len(request.tokens))
         self.scheduler.commit(chunk)
         if chunk.samples:
-            token = next_token(memory)
+            token = next_token(request.tokens)
             if request.n_tokens_generated + 1 == self.goals[request.id]:
                 self.results[request.id] = [*request.tokens[request.n_tokens_prompt :], token]
                 self.scheduler.finish(request)
@@ -242,7 +247,8 @@ def test_under_any_events_all_that_is_not_cancelled_finishes_as_if_alone(
         simulation.forget(session_id)
     assert not simulation.scheduler.has_work
     assert simulation.pool.n_cells_used == 0
-    assert not any(simulation.memory)
+    assert not any(simulation.memory.streams)
+    assert not simulation.memory.host
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -271,7 +277,7 @@ def test_a_paused_request_gives_its_stream_to_one_that_waits_and_resumes_as_if_n
     assert slow.state is RequestState.PAUSED
     other = simulation.add(2, [4, 5], 2)
     simulation.step()
-    assert (slow.stream, slow.n_tokens_computed, other.state) == (None, 0, RequestState.RUNNING)
+    assert (slow.stream, other.state) == (None, RequestState.RUNNING)
     simulation.step()
     assert other.state is RequestState.FINISHED
     assert not simulation.scheduler.has_work
@@ -310,7 +316,7 @@ def test_a_restart_computes_everything_again() -> None:
     simulation.step()
     simulation.step()
     assert request.n_tokens_reused == 3
-    simulation.memory[0].clear()
+    simulation.memory.streams[0].clear()
     simulation.scheduler.restart(0)
     assert (request.n_tokens_computed, request.n_tokens_reused) == (0, 0)
     simulation.run_to_the_end()
@@ -325,3 +331,41 @@ def test_figures_of_a_request() -> None:
     assert (again.n_tokens_prompt, again.n_tokens_reused) == (5, 4)
     with pytest.raises(InvalidArgument, match="prompt"):
         Request(1, 1, [])
+
+
+SYSTEM_PROMPT = list(range(30, 50))
+
+
+def test_a_prefix_that_somebody_is_computing_is_waited_for_and_shared() -> None:
+    """Eight sessions arrive at once with one system prompt: it is computed once."""
+    simulation = Simulation(8, 6)
+    requests = [simulation.add(n, [*SYSTEM_PROMPT, n], 2) for n in range(8)]
+    assert len(simulation.step().chunks) == 1  # the others wait, beside free streams
+    n_prompt_tokens = 6
+    while not all(request.state is RequestState.FINISHED for request in requests):
+        plan = simulation.scheduler.plan()
+        simulation.memory.apply(plan.operations)
+        n_prompt_tokens += sum(chunk.n_tokens for chunk in plan.chunks if chunk.first_position <= len(SYSTEM_PROMPT))
+        for chunk in plan.chunks:
+            simulation.run(chunk)
+    assert n_prompt_tokens <= len(SYSTEM_PROMPT) + 8
+    assert [request.n_tokens_shared for request in requests] == [0] + [20] * 7
+    simulation.run_to_the_end()
+
+
+def test_who_waits_for_a_prefix_goes_on_when_its_owner_is_cancelled() -> None:
+    simulation = Simulation(2, 4)
+    first, second = (simulation.add(n, [*SYSTEM_PROMPT, n], 2) for n in range(2))
+    simulation.step()
+    assert second.state is RequestState.WAITING
+    simulation.cancel(first)
+    plan = simulation.scheduler.plan()
+    assert [chunk.request for chunk in plan.chunks] == [second]
+
+
+def test_other_salts_do_not_wait_for_each_other() -> None:
+    simulation = Simulation(2, 30)
+    first, second = (simulation.add(n, [*SYSTEM_PROMPT, n], 2) for n in range(2))
+    second.salt = "another tenant"
+    assert {chunk.request for chunk in simulation.scheduler.plan().chunks} == {first, second}
+    assert second.n_tokens_shared == 0

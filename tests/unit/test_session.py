@@ -20,6 +20,8 @@ from wasi_nn_backend.session import ChatTemplate, Message, Session
 
 HELLO = [Message("user", "Hello")]
 
+N_TOKENS_MAX = 10_000
+
 
 def settings_of(**session: Any) -> Settings:
     return Settings(session=SessionSettings(**session))
@@ -45,9 +47,9 @@ class TestHistory:
         session = Session(1, "chat")
         plain = settings_of()
         session.set_input(b"Q1")
-        prompt = session.prompt(model, plain)
+        prompt = session.prompt(model, plain, N_TOKENS_MAX)
         session.finish_turn(prompt, b"first")
-        again = session.prompt(model, plain)
+        again = session.prompt(model, plain, N_TOKENS_MAX)
         assert again.tokens == prompt.tokens
         session.finish_turn(again, b"second")
         assert session.messages == (Message("user", "Q1"), Message("assistant", "second"))
@@ -55,9 +57,9 @@ class TestHistory:
     def test_finished_turns_are_in_the_next_prompt(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q1")
-        session.finish_turn(session.prompt(model, settings_of()), b"A1")
+        session.finish_turn(session.prompt(model, settings_of(), N_TOKENS_MAX), b"A1")
         session.set_input(b"Q2")
-        prompt = session.prompt(model, settings_of(system_prompt="Be kind"))
+        prompt = session.prompt(model, settings_of(system_prompt="Be kind"), N_TOKENS_MAX)
         assert text_of(model, prompt.tokens) == (
             "<s><|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n"
             "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
@@ -67,52 +69,54 @@ class TestHistory:
     def test_an_unanswered_input_is_replaced(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q1")
-        session.prompt(model, settings_of())
+        session.prompt(model, settings_of(), N_TOKENS_MAX)
         session.set_input(b"Q2")
-        assert session.prompt(model, settings_of()).turn == (Message("user", "Q2"),)
+        assert session.prompt(model, settings_of(), N_TOKENS_MAX).turn == (Message("user", "Q2"),)
         assert session.messages == ()
 
     def test_raw_prompts_leave_no_history_and_get_no_template(self, model: FakeModel) -> None:
         session = Session(1, "raw")
         session.set_input(b"<|im_start|>x")
-        prompt = session.prompt(model, settings_of())
+        prompt = session.prompt(model, settings_of(), N_TOKENS_MAX)
         assert prompt.tokens == [BOS, IM_START, ord("x")]
         session.finish_turn(prompt, b"A")
         assert session.messages == ()
-        assert session.prompt(model, settings_of(prompt_mode="chat")).turn == (Message("user", "<|im_start|>x"),)
+        assert session.prompt(model, settings_of(prompt_mode="chat"), N_TOKENS_MAX).turn == (
+            Message("user", "<|im_start|>x"),
+        )
 
     def test_a_raw_prompt_between_turns_leaves_them_alone(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q1")
-        session.finish_turn(session.prompt(model, settings_of()), b"A1")
+        session.finish_turn(session.prompt(model, settings_of(), N_TOKENS_MAX), b"A1")
         turns = session.messages
         session.set_input(b"raw")
-        session.finish_turn(session.prompt(model, settings_of(prompt_mode="raw")), b"A")
+        session.finish_turn(session.prompt(model, settings_of(prompt_mode="raw"), N_TOKENS_MAX), b"A")
         assert session.messages == turns
 
     def test_clearing_forgets_everything(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q1")
-        session.finish_turn(session.prompt(model, settings_of()), b"A1")
+        session.finish_turn(session.prompt(model, settings_of(), N_TOKENS_MAX), b"A1")
         session.clear()
         assert (session.messages, session.has_input) == ((), False)
         with pytest.raises(InvalidArgument, match="set_input"):
-            session.prompt(model, settings_of())
+            session.prompt(model, settings_of(), N_TOKENS_MAX)
 
     def test_new_settings_make_a_new_prompt(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q")
-        before = session.prompt(model, settings_of())
-        after = session.prompt(model, settings_of(chat_template="{{ messages[0].content }}!"))
+        before = session.prompt(model, settings_of(), N_TOKENS_MAX)
+        after = session.prompt(model, settings_of(chat_template="{{ messages[0].content }}!"), N_TOKENS_MAX)
         assert text_of(model, after.tokens) == "<s>Q!"
-        assert session.prompt(model, settings_of()).tokens == before.tokens
+        assert session.prompt(model, settings_of(), N_TOKENS_MAX).tokens == before.tokens
 
     def test_a_prompt_without_tokens_is_refused(self, model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q")
         monkeypatch.setattr(model.vocabulary, "tokenize", lambda text, **_: [])  # as one that adds no first token
         with pytest.raises(InvalidArgument, match="no tokens"):
-            session.prompt(model, settings_of(chat_template="{{ '' }}"))
+            session.prompt(model, settings_of(chat_template="{{ '' }}"), N_TOKENS_MAX)
 
     @settings(derandomize=True, deadline=None, max_examples=60)
     @given(st.lists(st.sampled_from(["input", "compute"]), max_size=12))
@@ -125,7 +129,7 @@ class TestHistory:
                 session.set_input(f"Q{n}".encode())
                 pending, is_answered = f"Q{n}", False
             elif pending is not None:
-                prompt = session.prompt(model, settings_of())
+                prompt = session.prompt(model, settings_of(), N_TOKENS_MAX)
                 session.finish_turn(prompt, f"A{n}".encode())
                 turns[len(turns) - 2 * is_answered :] = [Message("user", pending), Message("assistant", f"A{n}")]
                 is_answered = True
@@ -136,33 +140,38 @@ class TestTokens:
     def test_the_first_token_is_not_doubled(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q")
-        with_bos = session.prompt(model, settings_of(chat_template="{{ bos_token }}{{ messages[0].content }}"))
-        without = session.prompt(model, settings_of(chat_template="{{ messages[0].content }}"))
+        with_bos = session.prompt(
+            model, settings_of(chat_template="{{ bos_token }}{{ messages[0].content }}"), N_TOKENS_MAX
+        )
+        without = session.prompt(model, settings_of(chat_template="{{ messages[0].content }}"), N_TOKENS_MAX)
         assert with_bos.tokens == without.tokens == [BOS, ord("Q")]
 
     def test_invalid_utf8_in_a_prompt_is_replaced_in_chat_and_kept_in_raw_mode(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"\xff")
-        chat = session.prompt(model, settings_of(chat_template="{{ messages[0].content }}"))
+        chat = session.prompt(model, settings_of(chat_template="{{ messages[0].content }}"), N_TOKENS_MAX)
         assert text_of(model, chat.tokens) == "<s>\N{REPLACEMENT CHARACTER}"
-        assert session.prompt(model, settings_of(prompt_mode="raw")).tokens == [BOS, 0xFF]
+        assert session.prompt(model, settings_of(prompt_mode="raw"), N_TOKENS_MAX).tokens == [BOS, 0xFF]
 
     def test_an_answer_in_invalid_utf8_is_kept_as_text(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q")
-        session.finish_turn(session.prompt(model, settings_of()), b"a\xe2\x82")
+        session.finish_turn(session.prompt(model, settings_of(), N_TOKENS_MAX), b"a\xe2\x82")
         assert session.messages[-1] == Message("assistant", "a\N{REPLACEMENT CHARACTER}")
 
     def test_half_a_surrogate_pair_from_a_template_is_replaced(self, model: FakeModel) -> None:
         session = Session(1, "chat")
         session.set_input(b"Q")
-        assert text_of(model, session.prompt(model, settings_of(chat_template=r'{{ "\ud800" }}')).tokens) == "<s>?"
+        assert (
+            text_of(model, session.prompt(model, settings_of(chat_template=r'{{ "\ud800" }}'), N_TOKENS_MAX).tokens)
+            == "<s>?"
+        )
 
     def test_a_model_without_a_template_gets_chatml(self, model: FakeModel) -> None:
         model.chat_template = None
         session = Session(1, "chat")
         session.set_input(b"Q")
-        tokens = session.prompt(model, settings_of()).tokens
+        tokens = session.prompt(model, settings_of(), N_TOKENS_MAX).tokens
         assert text_of(model, tokens) == "<s><|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
         assert (tokens.count(IM_START), tokens.count(IM_END)) == (2, 1)
 

@@ -12,6 +12,8 @@ __all__ = ["SessionSettings"]
 #: As much as a whole document; a mapping from Python could hold more.
 _N_TEXT_BYTES_MAX: Final = 2**20
 
+_N_SALT_BYTES_MAX: Final = 256
+
 _Text = Annotated[str, text_of_at_most(_N_TEXT_BYTES_MAX)]
 
 
@@ -19,7 +21,7 @@ class SessionSettings(Section):
     """``None`` leaves the choice to others: ``prompt_mode`` to the door, ``chat_template`` to the model.
 
     ``stream_stdout`` writes text to the guest's standard output as it is generated. ``special`` keeps the text of
-    control tokens in the output.
+    control tokens in the output. ``cache_salt`` keeps tenants apart: cached prefixes are shared among equal salts only.
     """
 
     prompt_mode: PromptMode | None = None
@@ -27,3 +29,4 @@ class SessionSettings(Section):
     chat_template: _Text | None = None
     stream_stdout: bool = False
     special: bool = False
+    cache_salt: Annotated[str, text_of_at_most(_N_SALT_BYTES_MAX)] = ""

@@ -28,7 +28,9 @@ WASMEDGE = Dialect(
         # Modules send keys of many versions, and WasmEdge passes over those that it does not know.
         unknown_keys="ignore",
         # What a WasmEdge guest gets when it sets nothing; the sampler defaults of llama.cpp's common library.
-        defaults=frozen({"sampling": frozen({"temperature": 0.8, "top_p": 0.95, "repeat_penalty": 1.0})}),
+        defaults=frozen(
+            {**WITX.door.defaults, "sampling": frozen({"temperature": 0.8, "top_p": 0.95, "repeat_penalty": 1.0})}
+        ),
     ),
     functions=frozen(
         {

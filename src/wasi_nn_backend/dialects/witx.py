@@ -16,7 +16,13 @@ __all__ = ["WITX"]
 WITX = Dialect(
     name="witx",
     import_module="wasi_ephemeral_nn",
-    door=Door(name="witx", prompt_mode="raw", is_trusted=False),
+    # A guest counts its tokens and handles a full context itself: shifting would hide that from it.
+    door=Door(
+        name="witx",
+        prompt_mode="raw",
+        is_trusted=False,
+        defaults=frozen({"memory": frozen({"context_shifting": False})}),
+    ),
     functions=frozen(
         {
             "load": ("builders", "n_builders", "encoding", "target", "out_graph"),

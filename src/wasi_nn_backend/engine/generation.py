@@ -11,7 +11,15 @@ from wasi_nn_backend.llama.interface import Sampler
 from wasi_nn_backend.output import FinishReason, TextAssembler
 from wasi_nn_backend.scheduler import Request
 
-__all__ = ["Generation", "GenerationLimits", "Piece"]
+__all__ = ["Generation", "GenerationLimits", "Piece", "ShiftPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftPolicy:
+    """How a full window makes room: the first ``n_keep`` tokens stay, the next ``n_discard`` go (0: half of them)."""
+
+    n_keep: int
+    n_discard: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,7 @@ class GenerationLimits:
     n_tokens_max: int | None = None
     stops: tuple[bytes, ...] = ()
     duration_max_s: float | None = None
+    shift: ShiftPolicy | None = None  # None: a full window ends the run
     keep_special: bool = False  # control tokens' text, the end-of-generation token's included, is output
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from pathlib import Path
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.kvcache import PoolLimits
 from wasi_nn_backend.llama.interface import ContextParams, Model, ModelParams
 
-__all__ = ["context_params", "model_params", "n_usable_cores", "resolved_n_ctx", "same_engine"]
+__all__ = [
+    "context_params",
+    "engine_key",
+    "model_params",
+    "n_usable_cores",
+    "pool_limits",
+    "resolved_n_ctx",
+    "same_engine",
+]
 
 _MIB = 1 << 20
 
@@ -21,10 +31,40 @@ def n_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def engine_key(settings: Settings) -> Hashable:
+    """What in the settings makes an engine: equal keys, for one file, are served by one."""
+    memory = settings.memory
+    return (
+        settings.model,
+        settings.backend,
+        memory.max_memory_mb,
+        memory.memory_pressure_threshold,
+        memory.max_cache_tokens,
+        memory.cache_strategy,
+        memory.cache_deletion_strategy,
+        memory.enable_partial_cache_deletion,
+        memory.enable_token_cache_reuse,
+    )
+
+
 def same_engine(left: Settings, right: Settings) -> bool:
     """Whether two settings, for one file, are served by one engine."""
-    return left is right or (
-        left.model == right.model and left.memory == right.memory and left.backend == right.backend
+    return left is right or engine_key(left) == engine_key(right)
+
+
+def pool_limits(settings: Settings, n_kv_bytes: int) -> PoolLimits:
+    """What may be kept for sessions that do not run, beside ``n_kv_bytes`` of cells in all contexts."""
+    memory = settings.memory
+    n_host_bytes_max = None
+    if memory.max_memory_mb:
+        n_host_bytes_max = max(0, int(memory.max_memory_mb * _MIB * memory.memory_pressure_threshold) - n_kv_bytes)
+    return PoolLimits(
+        n_host_bytes_max=n_host_bytes_max,
+        n_tokens_max=memory.max_cache_tokens,
+        strategy=memory.cache_strategy,
+        deletion_strategy=memory.cache_deletion_strategy,
+        shares_prefixes=memory.enable_token_cache_reuse,
+        trims_tails=memory.enable_partial_cache_deletion,
     )
 
 

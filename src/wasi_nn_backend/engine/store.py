@@ -6,6 +6,7 @@ the weights. What the last user gives back is freed.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from wasi_nn_backend.config import Settings
-from wasi_nn_backend.engine.loop import Engine
-from wasi_nn_backend.engine.sizing import context_params, model_params, resolved_n_ctx
+from wasi_nn_backend.engine.loop import Engine, EngineOptions
+from wasi_nn_backend.engine.sizing import context_params, engine_key, model_params, pool_limits, resolved_n_ctx
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 
 __all__ = ["EngineLease", "EngineStore"]
+
+_log = logging.getLogger(__name__)
 
 _V = TypeVar("_V")
 
@@ -108,6 +111,7 @@ class EngineStore:
     def __init__(self, llama: Llama, clock: Callable[[], float]) -> None:
         self._llama = llama
         self._clock = clock
+        self._has_warned_of_gpu = False
         self._sizing = threading.Lock()
         self._n_kv_bytes = 0  # of all engines' contexts
         self._models: _Shared[Model] = _Shared(lambda model: model.close())
@@ -119,16 +123,31 @@ class EngineStore:
         Raises ``ModelNotFound`` (no such file), ``InvalidArgument`` (bad file, settings that llama.cpp refuses or that
         do not fit the memory), ``Cancelled`` (``progress`` returned False).
         """
+        settings = self._without_gpu(settings)
         params = model_params(path, settings)
         model_key = (params, _file_stamp(path))
         model = self._models.acquire(model_key, lambda: self._llama.load_model(params, progress))
-        key = (model_key, resolved_n_ctx(model, settings), settings.model, settings.memory, settings.backend)
+        key = (model_key, resolved_n_ctx(model, settings), engine_key(settings))
         try:
             engine = self._engines.acquire(key, lambda: self._open_engine(model, settings))
         except BaseException:
             self._models.release(model_key)
             raise
         return EngineLease(self, key, model_key, engine, model)
+
+    def _without_gpu(self, settings: Settings) -> Settings:
+        """Where the build cannot offload, asking for it must not make a second copy of the weights."""
+        if self._llama.supports_gpu_offload or not settings.model.n_gpu_layers:
+            return settings
+        if not self._has_warned_of_gpu:
+            self._has_warned_of_gpu = True
+            _log.warning(
+                "model.n_gpu_layers is %d, but this llama.cpp was built without a GPU: computing on the CPU; "
+                "reinstall llama-cpp-python with a GPU backend, for example CMAKE_ARGS=-DGGML_CUDA=on",
+                settings.model.n_gpu_layers,
+            )
+        neutral = {"n_gpu_layers": 0, "main_gpu": 0, "split_mode": "layer", "tensor_split": ()}
+        return settings.model_copy(update={"model": settings.model.model_copy(update=neutral)})
 
     def _open_engine(self, model: Model, settings: Settings) -> Engine:
         cache_types = settings.model.cache_type_k, settings.model.cache_type_v
@@ -137,7 +156,17 @@ class EngineStore:
             context = model.create_context(sizes)
             try:
                 kv_bytes = sizes.n_sequences * sizes.n_ctx * model.kv_bytes_per_token(*cache_types)
-                engine = Engine(context, model.vocabulary, self._clock, n_ctx=sizes.n_ctx, kv_bytes=kv_bytes)
+                engine = Engine(
+                    context,
+                    model.vocabulary,
+                    self._clock,
+                    EngineOptions(
+                        n_ctx=sizes.n_ctx,
+                        kv_bytes=kv_bytes,
+                        limits=pool_limits(settings, self._n_kv_bytes + kv_bytes),
+                        n_threads_max=sizes.n_threads if settings.model.threads is None else 1,
+                    ),
+                )
             except BaseException:
                 context.close()
                 raise

@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
-from wasi_nn_backend.kvcache.pool import Assignment, RemoveTail, StreamPool
+from wasi_nn_backend.kvcache.eviction import N_TOKENS_SHARED_MIN, CacheStrategy
+from wasi_nn_backend.kvcache.operations import (
+    CopyStream,
+    DropHostState,
+    KvOperation,
+    RemoveTail,
+    RestoreState,
+    SaveState,
+)
+from wasi_nn_backend.kvcache.pool import Assignment, PoolLimits, StreamPool
+from wasi_nn_backend.kvcache.prefix import common_prefix_length
 
-__all__ = ["Assignment", "RemoveTail", "StreamPool"]
+__all__ = [
+    "N_TOKENS_SHARED_MIN",
+    "Assignment",
+    "CacheStrategy",
+    "CopyStream",
+    "DropHostState",
+    "KvOperation",
+    "PoolLimits",
+    "RemoveTail",
+    "RestoreState",
+    "SaveState",
+    "StreamPool",
+    "common_prefix_length",
+]

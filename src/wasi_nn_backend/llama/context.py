@@ -12,6 +12,7 @@ import numpy.typing as npt
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedOperation
 from wasi_nn_backend.llama import state
 from wasi_nn_backend.llama.bindings import libc, native
+from wasi_nn_backend.llama.candidates import CandidateFinder, Candidates
 from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, to_native
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus
 from wasi_nn_backend.llama.log_bridge import LogBridge
@@ -100,8 +101,8 @@ class NativeContext(Owner):
         self._shift_is_pending = False
         self._copy_is_pending = False
         self._logits_rows: dict[int, int] = {}
-        self._logits_address = 0
-        self._logits: npt.NDArray[np.float32] | None = None
+        self._logits = np.empty((0, facts.n_vocab), dtype=np.float32)
+        self._finder = CandidateFinder()
 
     @property
     def n_ctx(self) -> int:
@@ -134,16 +135,24 @@ class NativeContext(Owner):
         with self._native() as pointer, self._decode_log as log:
             self._abort_flag[0] = 0
             self._logits_rows = {}
-            self._logits = None
             result = self._decode(pointer, self._arrays.fill(batch))
             if result == 0:
-                self._logits_rows = dict(zip(compress(range(len(batch)), batch.wants_logits), count()))
-                # llama.cpp orders the rows at the first access. Done here, later reads may come from several threads.
-                self._logits_address = ctypes.cast(native.llama_get_logits(pointer), ctypes.c_void_p).value or 0
+                self._view_logits(pointer, batch)
                 return DecodeStatus.DONE
         if result in (1, 2):
             return DecodeStatus(result)
         raise RuntimeFailure(f"llama.cpp failed to decode {len(batch)} tokens (code {result}): {log.reason()}")
+
+    def _view_logits(self, pointer: int, batch: DecodeBatch) -> None:
+        """llama.cpp orders the rows at the first access. Done here, later reads may come from several threads."""
+        address = ctypes.cast(native.llama_get_logits(pointer), ctypes.c_void_p).value
+        n_rows = sum(map(bool, batch.wants_logits))
+        if not n_rows or not address:
+            return
+        memory: Any = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(address)
+        self._logits = np.frombuffer(memory, dtype=np.float32).reshape(n_rows, self._n_vocab)
+        self._logits_rows = dict(zip(compress(range(len(batch)), batch.wants_logits), count()))
+        self._finder.start(self._logits)
 
     def _decode(self, pointer: int, native_batch: Any) -> int:
         """``llama_decode``, which first carries out pending shifts and copies.
@@ -176,16 +185,22 @@ class NativeContext(Owner):
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """A view of llama.cpp's memory, float32 of shape [n_vocab], valid until the next decode or close."""
+        row_logits: npt.NDArray[np.float32] = self._logits[self._logits_index(row)]
+        return row_logits
+
+    def candidates(self, row: int, n_top: int) -> Candidates:
+        """For the samplers: the ``n_top`` largest logits of a batch entry and perhaps some more. Thread-safe.
+
+        Searched for once a decode, in all rows: logits that are overwritten after the first call are not seen. The
+        caller has to hold the context (``pointer``).
+        """
+        return self._finder.find(self._logits_index(row), n_top)
+
+    def _logits_index(self, row: int) -> int:
         index = self._logits_rows.get(row)
         if index is None:
             raise InvalidArgument(f"row {row} of the last decode has no logits; ask for them in the batch")
-        if self._logits is None:
-            with self._native():
-                n_rows = len(self._logits_rows)
-                memory: Any = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(self._logits_address)
-                self._logits = np.frombuffer(memory, dtype=np.float32).reshape(n_rows, self._n_vocab)
-        row_logits: npt.NDArray[np.float32] = self._logits[index]
-        return row_logits
+        return index
 
     def remove(self, sequence_id: int, first_position: int, end_position: int = -1) -> bool:
         self._check_sequence(sequence_id)
@@ -275,7 +290,6 @@ class NativeContext(Owner):
         batch.add([0], lasts[sequence_id] + 1, sequence_id, logits_for_last=False)
         self._abort_flag[0] = 1
         self._logits_rows = {}
-        self._logits = None
         result = self._decode(pointer, self._arrays.fill(batch))
         if result == 0:
             native.llama_memory_seq_rm(self._memory, sequence_id, lasts[sequence_id] + 1, -1)

@@ -1,21 +1,17 @@
-"""Choosing a token from logits: llama.cpp's sampler chain, and a short cut for greedy."""
+"""Opening a sampler: which implementation a chain of stages gets, and what is refused.
+
+All of them choose what llama.cpp's own chain chooses; they differ in how much of the vocabulary they hand to it.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
-from wasi_nn_backend.llama.bindings import native
-from wasi_nn_backend.llama.context import NativeContext
+from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.llama.chain import ChainSampler
+from wasi_nn_backend.llama.greedy import GreedySampler
 from wasi_nn_backend.llama.interface import (
-    Context,
     Distribution,
     Greedy,
     LogitBias,
@@ -28,15 +24,10 @@ from wasi_nn_backend.llama.interface import (
     TopP,
     Typical,
 )
-from wasi_nn_backend.llama.owner import Owner, Resource
+from wasi_nn_backend.llama.owner import Resource
+from wasi_nn_backend.llama.reduced import ReducedSampler
 
-__all__ = ["ChainSampler", "GreedySampler", "open_sampler"]
-
-_Logits = npt.NDArray[np.float32]
-
-#: Below this llama.cpp's division of the logits overflows to infinity and then to NaN; the most probable token is the
-#: limit that such a temperature approaches anyway.
-_MIN_TEMPERATURE = 1e-6
+__all__ = ["open_sampler"]
 
 
 def open_sampler(model: Resource, n_vocab: int, stages: Sequence[SamplerStage]) -> Sampler:
@@ -44,129 +35,11 @@ def open_sampler(model: Resource, n_vocab: int, stages: Sequence[SamplerStage]) 
     _check_order(stages)
     for stage in stages:
         _check_values(stage, n_vocab)
-    kinds = [type(stage) for stage in stages]
-    if kinds in ([Greedy], [LogitBias, Greedy], [Penalties, Greedy], [LogitBias, Penalties, Greedy]):
-        return GreedySampler(model, n_vocab, stages)
+    if [type(stage) for stage in stages] == [Greedy]:
+        return GreedySampler(model, n_vocab)
+    if ReducedSampler.suits(stages, n_vocab):
+        return ReducedSampler(model, n_vocab, stages)
     return ChainSampler(model, n_vocab, stages)
-
-
-class GreedySampler(Owner):
-    """The most probable token, the lowest id among equals, by an argmax over the logits where they lie.
-
-    llama.cpp's chain copies the vocabulary into an array of structs first, and its penalties look every token of the
-    vocabulary up in a hash table: some 15 and 60 times as much work. Here penalties and biases touch the few tokens
-    that they are about, with the same formula in the same precision.
-    """
-
-    def __init__(self, model: Resource, n_vocab: int, stages: Sequence[SamplerStage]) -> None:
-        # No native object, but a claim on the model like every sampler's, so that closing behaves the same.
-        super().__init__(Resource("a greedy sampler", 0, lambda _pointer: None, parent=model))
-        self._n_vocab = n_vocab
-        biases = [pair for stage in stages if isinstance(stage, LogitBias) for pair in stage.biases]
-        self._biased = np.array([token for token, _ in biases], dtype=np.intp)
-        self._bias = np.array([bias for _, bias in biases], dtype=np.float32)
-        penalties = [stage for stage in stages if isinstance(stage, Penalties) and stage.last_n > 0]
-        self._penalties = penalties[0] if penalties else None
-        self._window: deque[int] = deque()  # the last tokens, up to the penalties' last_n
-        self._counts: dict[int, int] = {}  # of each token in the window
-        self._adjusted = np.empty(n_vocab, dtype=np.float32) if biases or penalties else None
-
-    def sample(self, context: Context, row: int) -> int:
-        """Raises ``RuntimeFailure`` when the logits are not numbers."""
-        with self._native():
-            logits = _native_context(context).logits(row)
-            if self._adjusted is not None:
-                logits = self._adjust(logits, self._adjusted)
-            token = int(logits.argmax())
-            _check_finite(float(logits[token]))
-            self._record(token)
-            return token
-
-    def accept(self, token: int) -> None:
-        """Raises ``InvalidArgument`` for a token outside of the vocabulary."""
-        _check_token(token, self._n_vocab)
-        with self._native():
-            self._record(token)
-
-    def reset(self) -> None:
-        with self._native():
-            self._window.clear()
-            self._counts.clear()
-
-    def _adjust(self, logits: _Logits, adjusted: _Logits) -> _Logits:
-        np.copyto(adjusted, logits)
-        if len(self._biased):
-            np.add.at(adjusted, self._biased, self._bias)
-        penalties = self._penalties
-        if penalties is not None and self._counts:
-            tokens = np.fromiter(self._counts.keys(), dtype=np.intp, count=len(self._counts))
-            counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
-            repeat, seen = np.float32(penalties.repeat), adjusted[tokens]
-            seen = np.where(seen <= 0, seen * repeat, seen / repeat)
-            adjusted[tokens] = seen - (counts * np.float32(penalties.frequency) + np.float32(penalties.presence))
-        return adjusted
-
-    def _record(self, token: int) -> None:
-        """Keep the penalties' window, as ``llama_sampler_penalties_accept`` does."""
-        if self._penalties is None:
-            return
-        self._window.append(token)
-        self._counts[token] = self._counts.get(token, 0) + 1
-        if len(self._window) > self._penalties.last_n:
-            oldest = self._window.popleft()
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
-
-
-class ChainSampler(Owner):
-    """A ``llama_sampler`` chain. Not thread-safe; different chains may sample one step's rows in parallel."""
-
-    def __init__(self, model: Resource, n_vocab: int, stages: Sequence[SamplerStage]) -> None:
-        chain = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        if not chain:
-            raise RuntimeFailure("llama.cpp could not create a sampler chain; the process is out of memory")
-        super().__init__(Resource("a sampler", chain, native.llama_sampler_free, parent=model))
-        self._n_vocab = n_vocab
-        for stage in stages:
-            native.llama_sampler_chain_add(chain, _create(stage, n_vocab))
-
-    def sample(self, context: Context, row: int) -> int:
-        """Raises ``RuntimeFailure`` when the logits are not numbers: llama.cpp would abort on some of them."""
-        with self._native() as chain:
-            native_context = _native_context(context)
-            _check_finite(float(native_context.logits(row).max()))
-            with native_context.pointer() as pointer:
-                return int(native.llama_sampler_sample(chain, pointer, row))
-
-    def accept(self, token: int) -> None:
-        """Raises ``InvalidArgument`` for a token outside of the vocabulary."""
-        _check_token(token, self._n_vocab)
-        with self._native() as chain:
-            native.llama_sampler_accept(chain, token)
-
-    def reset(self) -> None:
-        with self._native() as chain:
-            native.llama_sampler_reset(chain)
-
-
-def _native_context(context: Context) -> NativeContext:
-    if not isinstance(context, NativeContext):
-        raise InvalidArgument(f"a native sampler needs a native context, not {type(context).__name__}")
-    return context
-
-
-def _check_token(token: int, n_vocab: int) -> None:
-    if not 0 <= token < n_vocab:
-        raise InvalidArgument(f"token {token} is outside of the vocabulary of {n_vocab}")
-
-
-def _check_finite(largest_logit: float) -> None:
-    if not math.isfinite(largest_logit):
-        raise RuntimeFailure(
-            f"the model computed {largest_logit} as its largest logit; its file is damaged or its weights do not fit "
-            "the chosen cache type"
-        )
 
 
 def _check_order(stages: Sequence[SamplerStage]) -> None:
@@ -197,30 +70,3 @@ def _check_values(stage: SamplerStage, n_vocab: int) -> None:
             good = True
     if not good:
         raise InvalidArgument(f"the sampler stage {stage} has a value out of range; see its description")
-
-
-def _create(stage: SamplerStage, n_vocab: int) -> Any:
-    """One link of the chain, which takes ownership of it."""
-    link: Any
-    match stage:
-        case Penalties(last_n, repeat, frequency, presence):
-            link = native.llama_sampler_init_penalties(n_vocab, last_n, repeat, frequency, presence)
-        case LogitBias(biases):
-            array: Any = (native.llama_logit_bias * len(biases))()
-            array[:] = biases
-            link = native.llama_sampler_init_logit_bias(n_vocab, len(biases), array)
-        case TopK(k):
-            link = native.llama_sampler_init_top_k(k)
-        case TopP(p, min_keep):
-            link = native.llama_sampler_init_top_p(p, min_keep)
-        case MinP(p, min_keep):
-            link = native.llama_sampler_init_min_p(p, min_keep)
-        case Typical(p, min_keep):
-            link = native.llama_sampler_init_typical(p, min_keep)
-        case Temperature(value):
-            link = native.llama_sampler_init_temp(value if value >= _MIN_TEMPERATURE else 0.0)
-        case Distribution(seed):
-            link = native.llama_sampler_init_dist(ctypes.c_uint32(seed).value)
-        case Greedy():
-            link = native.llama_sampler_init_greedy()
-    return link

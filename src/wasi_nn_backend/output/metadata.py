@@ -32,6 +32,9 @@ class RunMetadata:
     build_commit: str = ""
     finish_reason: FinishReason | None = None
     n_tokens_reused: int = 0
+    n_tokens_shared: int = 0
+    n_tokens_shifted: int = 0
+    n_tokens_recomputed: int = 0
     time_to_first_token_ms: float | None = None
     duration_ms: float | None = None
 
@@ -48,6 +51,9 @@ class RunMetadata:
         return self.core() | {
             "finish_reason": None if self.finish_reason is None else self.finish_reason.value,
             "reused_tokens": self.n_tokens_reused,
+            "shared_tokens": self.n_tokens_shared,
+            "shifted_tokens": self.n_tokens_shifted,
+            "recomputed_tokens": self.n_tokens_recomputed,
             "time_to_first_token_ms": self.time_to_first_token_ms,
             "duration_ms": self.duration_ms,
         }

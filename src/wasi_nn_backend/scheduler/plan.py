@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wasi_nn_backend.kvcache import RemoveTail
+from wasi_nn_backend.kvcache import CopyStream, KvOperation, RemoveTail, RestoreState, SaveState
 from wasi_nn_backend.scheduler.request import Request
 
 __all__ = ["Chunk", "StepPlan"]
@@ -23,10 +23,21 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """``removals`` come first, then one decode of all ``chunks``, which are in the order of their streams."""
+    """``operations`` come first, in their order, then one decode of all ``chunks``, in the order of their streams."""
 
-    removals: tuple[RemoveTail, ...]
+    operations: tuple[KvOperation, ...]
     chunks: tuple[Chunk, ...]
+
+    def streams(self) -> set[int]:
+        """Every stream that the plan touches."""
+        touched = {chunk.stream for chunk in self.chunks}
+        for operation in self.operations:
+            match operation:
+                case CopyStream(source, target, _):
+                    touched |= {source, target}
+                case RemoveTail(stream, _) | SaveState(stream, _) | RestoreState(_, stream):
+                    touched.add(stream)
+        return touched
 
     @property
     def n_tokens(self) -> int:

@@ -11,7 +11,7 @@ __all__ = ["Request", "RequestState"]
 
 
 class RequestState(enum.Enum):
-    """waiting -> running <-> paused -> finished; a paused request whose stream was taken goes back to waiting."""
+    """waiting -> running -> finished; running -> paused -> waiting, when its consumer does not keep up."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -27,6 +27,8 @@ class Request:
     is pending: a long prompt, or the one token sampled last. A request that lost its stream has all of them pending
     again and needs no other treatment than a new one.
 
+    ``salt`` keeps tenants apart: prefixes are shared only among equal ones.
+
     ``credit_tokens`` is how many tokens may be generated before the consumer asks for more; None is no limit.
     """
 
@@ -34,9 +36,14 @@ class Request:
     session_id: int
     tokens: list[int]
     credit_tokens: int | None = None
+    salt: str = ""
     n_tokens_prompt: int = 0
+    n_tokens_generated: int = 0
     n_tokens_computed: int = 0
     n_tokens_reused: int = 0
+    n_tokens_shared: int = 0
+    n_tokens_recomputed: int = 0
+    n_tokens_shifted: int = 0
     stream: int | None = None
     state: RequestState = RequestState.WAITING
 
@@ -48,7 +55,3 @@ class Request:
     @property
     def n_tokens_pending(self) -> int:
         return len(self.tokens) - self.n_tokens_computed
-
-    @property
-    def n_tokens_generated(self) -> int:
-        return len(self.tokens) - self.n_tokens_prompt

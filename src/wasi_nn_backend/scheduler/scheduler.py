@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from wasi_nn_backend.kvcache import Assignment, RemoveTail, StreamPool
+from wasi_nn_backend.kvcache import Assignment, KvOperation, StreamPool, common_prefix_length
 from wasi_nn_backend.scheduler.plan import Chunk, StepPlan
 from wasi_nn_backend.scheduler.request import Request, RequestState
 
@@ -22,7 +22,6 @@ class Scheduler:
         self._n_batch = n_batch
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
-        self._paused: list[Request] = []  # with their streams, the longest paused first
 
     @property
     def has_work(self) -> bool:
@@ -35,7 +34,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Admit what fits, then fill one batch."""
-        removals = self._admit()
+        operations = self._admit()
         n_left = self._n_batch
         generating = [r for r in self._running if r.n_tokens_pending == 1]
         if len(generating) > self._n_batch:  # round robin: whom this batch leaves out comes first in the next one
@@ -52,7 +51,7 @@ class Scheduler:
         # llama.cpp computes streams together only where their ids follow on each other: any other order of the batch
         # falls apart into one pass over the weights a stream.
         chunks.sort(key=lambda chunk: chunk.stream)
-        return StepPlan(tuple(removals), tuple(chunks))
+        return StepPlan(tuple(operations), tuple(chunks))
 
     def commit(self, chunk: Chunk) -> None:
         """A chunk was decoded: its tokens are in the cache."""
@@ -62,13 +61,13 @@ class Scheduler:
         request.n_tokens_computed = end
 
     def append_sampled(self, request: Request, token: int) -> None:
-        """A token was sampled; without credit left the request pauses until ``grant``."""
+        """A token was sampled; without credit left the request pauses until ``grant``, and its stream may be taken."""
         request.tokens.append(token)
+        request.n_tokens_generated += 1
         if request.credit_tokens is not None:
             request.credit_tokens -= 1
             if request.credit_tokens <= 0:
-                self._running.remove(request)
-                self._paused.append(request)
+                self._leave_stream(request)
                 request.state = RequestState.PAUSED
 
     def grant(self, request: Request, n_tokens: int) -> None:
@@ -76,75 +75,82 @@ class Scheduler:
         if request.credit_tokens is None or request.state is RequestState.FINISHED:
             return
         request.credit_tokens += n_tokens
-        if request.state is not RequestState.PAUSED or request.credit_tokens <= 0:
-            return
-        if request.stream is None:
-            self.add(request)
-        else:
-            self._paused.remove(request)
-            self._running.append(request)
-            request.state = RequestState.RUNNING
+        if request.state is RequestState.PAUSED and request.credit_tokens > 0:
+            # In front: it was served before those that wait now, and most often finds its stream as it left it.
+            request.state = RequestState.WAITING
+            self._waiting.appendleft(request)
+
+    def shift(self, request: Request, n_keep: int, n_discard: int) -> None:
+        """Cut ``n_discard`` tokens out of a running request's window, behind its first ``n_keep``."""
+        if request.stream is not None:
+            self._pool.shift(request.stream, n_keep, n_discard)
+        del request.tokens[n_keep : n_keep + n_discard]
+        request.n_tokens_computed -= n_discard
+        request.n_tokens_shifted += n_discard
 
     def finish(self, request: Request) -> None:
         """The request is over; its tokens stay cached for the session. Idempotent."""
-        if request.state is RequestState.FINISHED:
-            return
-        for group in (self._running, self._paused, self._waiting):
-            if request in group:
-                group.remove(request)
-        if request.stream is not None:
-            self._pool.release(request.stream)
-            request.stream = None
+        if request.state is RequestState.WAITING:
+            self._waiting.remove(request)
+        self._leave_stream(request)
         request.state = RequestState.FINISHED
-
-    def forget_session(self, session_id: int) -> RemoveTail | None:
-        """The session is closed: what to remove at once. Its requests must be finished."""
-        return self._pool.forget_session(session_id)
-
-    def forget_stream(self, stream: int) -> None:
-        """Nobody knows what lies in this stream after a fault: it is removed, and nothing counts on it."""
-        self._pool.forget(stream)
 
     def restart(self, stream: int) -> None:
         """A stream had to be cleared: whoever runs on it computes all tokens again."""
         self._pool.forget(stream)
-        for request in (*self._running, *self._paused):
+        for request in self._running:
             if request.stream == stream:
                 request.n_tokens_computed = 0
-                request.n_tokens_reused = 0
+                request.n_tokens_reused = request.n_tokens_shared = 0
 
-    def _admit(self) -> list[RemoveTail]:
-        """Start waiting requests while streams can be had; returns what must be removed from those first."""
-        removals: list[RemoveTail] = []
+    def _admit(self) -> list[KvOperation]:
+        """Start waiting requests while streams can be had; returns what must be done to those first."""
+        operations: list[KvOperation] = []
         for request in list(self._waiting):
-            if self._pool.is_running(request.session_id):
+            if self._pool.runs(request.session_id):
                 continue  # one sequence a session: this one goes on where the other stops, and lets the next pass
-            assignment = self._pool.assign(request.session_id, request.tokens)
-            if assignment is None and self._paused:
-                self._take_stream(self._paused.pop(0))
-                assignment = self._pool.assign(request.session_id, request.tokens)
+            if self._waits_for_prefix(request):
+                continue
+            assignment = self._pool.assign(request.session_id, request.tokens, request.salt)
             if assignment is None:
                 break
             self._waiting.remove(request)
             self._start(request, assignment)
-            if assignment.removal is not None:
-                removals.append(assignment.removal)
-        return removals
+            operations += assignment.operations
+        operations += self._pool.enforce_limits()
+        return operations
+
+    def _waits_for_prefix(self, request: Request) -> bool:
+        """Whether somebody who runs is about to have computed more of this prompt than is cached: a system prompt is
+        computed once, however many sessions start with it at the same moment."""
+        if not self._pool.limits.shares_prefixes:
+            return False
+        for other in self._running:
+            if other.salt != request.salt or other.n_tokens_shifted or other.n_tokens_pending == 1:
+                continue
+            n_common = min(common_prefix_length(other.tokens, request.tokens), len(request.tokens) - 1)
+            if n_common > other.n_tokens_computed and self._pool.gains_from(
+                request.session_id, request.salt, request.tokens, n_common
+            ):
+                return True
+        return False
 
     def _start(self, request: Request, assignment: Assignment) -> None:
         request.stream = assignment.stream
-        request.n_tokens_computed = assignment.n_tokens_reused
         if request.n_tokens_generated == 0:
             request.n_tokens_reused = assignment.n_tokens_reused
+            request.n_tokens_shared = assignment.n_tokens_shared
+        else:
+            request.n_tokens_recomputed += max(0, request.n_tokens_computed - assignment.n_tokens_reused)
+        request.n_tokens_computed = assignment.n_tokens_reused
         request.state = RequestState.RUNNING
         self._running.append(request)
 
-    def _take_stream(self, request: Request) -> None:
-        """A paused consumer may never come back: others must not wait for it. It resumes by computing again."""
+    def _leave_stream(self, request: Request) -> None:
         if request.stream is not None:
+            self._running.remove(request)
             self._pool.release(request.stream)
-        request.stream = None
-        request.n_tokens_computed = 0
+            request.stream = None
 
     def _chunk(self, request: Request, n_tokens: int) -> Chunk:
         if request.stream is None:

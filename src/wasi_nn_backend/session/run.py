@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wasi_nn_backend.config import Settings
-from wasi_nn_backend.engine import EngineLease, Generation, GenerationLimits
+from wasi_nn_backend.engine import EngineLease, Generation, GenerationLimits, ShiftPolicy
 from wasi_nn_backend.errors import PromptTooLong
 from wasi_nn_backend.llama.interface import Penalties, Sampler
 from wasi_nn_backend.output import FinishReason, RunMetadata
@@ -11,7 +11,7 @@ from wasi_nn_backend.sampling import build_stages
 from wasi_nn_backend.scheduler import Request
 from wasi_nn_backend.session.session import Prompt, Session
 
-__all__ = ["Run", "start_run"]
+__all__ = ["N_CELLS_RESERVED", "Run", "start_run"]
 
 #: A prompt must leave this many cells, as WasmEdge has it: guests rely on the border.
 N_CELLS_RESERVED = 4
@@ -87,6 +87,9 @@ class Run:
             build_commit=build_commit,
             finish_reason=generation.finish_reason,
             n_tokens_reused=generation.request.n_tokens_reused,
+            n_tokens_shared=generation.request.n_tokens_shared,
+            n_tokens_shifted=generation.request.n_tokens_shifted,
+            n_tokens_recomputed=generation.request.n_tokens_recomputed,
             time_to_first_token_ms=None if first_s is None else round((first_s - start_s) * 1000, 3),
             duration_ms=None if end_s is None else round((end_s - start_s) * 1000, 3),
         )
@@ -100,8 +103,9 @@ def start_run(
     Raises ``InvalidArgument`` (no prompt, a template's refusal) and ``PromptTooLong``; the lease is the caller's then.
     """
     engine, model = lease.engine, lease.model
-    prompt = session.prompt(model, settings)
-    if len(prompt.tokens) > engine.n_ctx - N_CELLS_RESERVED:
+    n_tokens_max = engine.n_ctx - N_CELLS_RESERVED
+    prompt = session.prompt(model, settings, n_tokens_max)
+    if len(prompt.tokens) > n_tokens_max:
         raise PromptTooLong(
             f"the prompt has {len(prompt.tokens)} tokens and the context window {engine.n_ctx}, of which "
             f"{N_CELLS_RESERVED} stay free: shorten the prompt, start a new context or raise model.n_ctx"
@@ -116,6 +120,7 @@ def start_run(
         session_id=session.id,
         tokens=list(prompt.tokens),
         credit_tokens=N_TOKENS_AHEAD if single else None,
+        salt=settings.session.cache_salt,
     )
     generation = Generation(request, sampler, _limits(settings), streams=streams or single)
     try:
@@ -132,6 +137,14 @@ def _accept_prompt(sampler: Sampler, tokens: list[int]) -> None:
         sampler.accept(token)
 
 
+def _shift_policy(settings: Settings) -> ShiftPolicy | None:
+    """A run without a limit on its tokens ends when the window is full: shifting, it would never end."""
+    memory = settings.memory
+    if not memory.context_shifting or settings.stopping.max_tokens < 0:
+        return None
+    return ShiftPolicy(memory.n_keep_tokens, memory.n_discard_tokens)
+
+
 def _limits(settings: Settings) -> GenerationLimits:
     stopping = settings.stopping
     stops = [stop.encode() for stop in (*stopping.stop, stopping.reverse_prompt) if stop]
@@ -139,5 +152,6 @@ def _limits(settings: Settings) -> GenerationLimits:
         n_tokens_max=None if stopping.max_tokens < 0 else stopping.max_tokens,
         stops=tuple(stops),
         duration_max_s=stopping.max_time_ms / 1000 if stopping.max_time_ms else None,
+        shift=_shift_policy(settings),
         keep_special=settings.session.special,
     )

@@ -32,6 +32,7 @@ class Session:
         self._default_mode = default_mode
         self._input: bytes | None = None
         self._messages: tuple[Message, ...] = ()  # before the pending input
+        self._n_left_out = 0  # of the first messages, which no longer fit the window
         self._finished: tuple[Message, ...] | None = None  # with the pending input's answer, once there is one
         self._templates: dict[str | None, ChatTemplate] = {}
         self._prompt: tuple[Settings, Prompt] | None = None  # of the pending input, until it or the settings change
@@ -52,22 +53,39 @@ class Session:
         self._input = prompt
         self._prompt = None
 
+    def copy(self, session_id: int) -> Session:
+        """Another session that goes on from here."""
+        other = Session(session_id, self._default_mode)
+        other._input, other._messages, other._finished = self._input, self._messages, self._finished
+        other._n_left_out, other._templates = self._n_left_out, self._templates
+        return other
+
+    def resume(self, messages: tuple[Message, ...]) -> None:
+        """Go on from turns that were finished elsewhere."""
+        self.clear()
+        self._messages = messages
+
     def clear(self) -> None:
         """Forget the conversation."""
         self._messages = ()
+        self._n_left_out = 0
         self._finished = None
         self._input = None
         self._prompt = None
 
-    def prompt(self, model: Model, settings: Settings) -> Prompt:
+    def prompt(self, model: Model, settings: Settings, n_tokens_max: int) -> Prompt:
         """Tokens of the pending input. Asking again gives the same: computing twice generates twice.
+
+        A conversation longer than ``n_tokens_max`` loses its oldest turns, as far as ``memory.context_shifting`` is on:
+        whole turns, and so many that half of the window is free again, since a cut at each turn would have the rest
+        computed again at each turn. The system prompt stays, and so does ``messages``.
 
         Raises ``InvalidArgument`` when there is no input, it makes no tokens, or the chat template refuses it.
         """
         if self._input is None:
             raise InvalidArgument("there is no prompt to compute: call set_input with index 0 first")
         if self._prompt is None or self._prompt[0] is not settings:
-            self._prompt = (settings, self._make_prompt(model, settings, self._input))
+            self._prompt = (settings, self._make_prompt(model, settings, self._input, n_tokens_max))
         return self._prompt[1]
 
     def finish_turn(self, prompt: Prompt, answer: bytes) -> None:
@@ -75,13 +93,17 @@ class Session:
         if prompt.turn is not None:
             self._finished = (*prompt.turn, Message("assistant", answer.decode(errors="replace")))
 
-    def _make_prompt(self, model: Model, settings: Settings, text: bytes) -> Prompt:
+    def _make_prompt(self, model: Model, settings: Settings, text: bytes, n_tokens_max: int) -> Prompt:
         turn = None
         if (settings.session.prompt_mode or self._default_mode) == "raw":
             tokens = model.vocabulary.tokenize(text, add_special=True, parse_special=True)
         else:
             turn = (*self._messages, Message("user", text.decode(errors="replace")))
-            tokens = self._chat_tokens(model, settings, turn)
+            tokens = self._chat_tokens(model, settings, turn[self._n_left_out :])
+            if len(tokens) > n_tokens_max and settings.memory.context_shifting:
+                while len(tokens) > n_tokens_max // 2 and self._n_left_out + 2 < len(turn):
+                    self._n_left_out += 2
+                    tokens = self._chat_tokens(model, settings, turn[self._n_left_out :])
         if not tokens:
             raise InvalidArgument("the prompt is empty: it makes no tokens")
         return Prompt(tokens, turn)

@@ -1,0 +1,50 @@
+"""What an execution context needs of its graph: the two know each other, and imports go one way only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from wasi_nn_backend.config import Layer, Settings
+from wasi_nn_backend.engine import EngineLease
+from wasi_nn_backend.llama.interface import Llama
+from wasi_nn_backend.session import Session
+from wasi_nn_backend.types import Door
+
+__all__ = ["OwningGraph"]
+
+
+_Context = TypeVar("_Context")
+
+
+class OwningGraph(Protocol[_Context]):
+    """What a context needs of its graph."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def door(self) -> Door: ...
+
+    @property
+    def llama(self) -> Llama: ...
+
+    def settings_with(self, *layers: Layer) -> Settings:
+        """The settings in force under further layers."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def next_id(self) -> int: ...
+
+    def lease(self, settings: Settings) -> EngineLease:
+        """An engine for these settings: the graph's own where it serves them. Raises when the graph is unloaded."""
+
+    def fork_context(self, layer: Layer, session: Session) -> _Context:
+        """A new context that continues a copy of this session."""
+
+    def forget(self, context: _Context) -> None:
+        """The context is closed."""

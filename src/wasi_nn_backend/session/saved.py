@@ -1,0 +1,118 @@
+"""A session on disk: messages, tokens and, if there are any, its KV cells.
+
+The file is a magic line, a JSON header on one line, and the cells. The header carries the format's version, what the
+model was, and a checksum over everything else, so that a damaged file, another model or a newer format is a clear error
+and never a wrong answer. Files are written beside their target and renamed: a crash leaves the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from wasi_nn_backend.errors import InvalidArgument, NotFound, RuntimeFailure
+from wasi_nn_backend.llama.interface import Model
+from wasi_nn_backend.session.chat import Message
+
+__all__ = ["SavedSession", "model_fingerprint", "read_session", "write_session"]
+
+_MAGIC = b"wasi-nn-session\n"
+_VERSION = 1
+_N_HEADER_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSession:
+    """``tokens`` are those whose cells ``state`` holds; both are empty when nothing was cached.
+
+    ``config`` is the context's own configuration layer. ``graph`` and ``path`` say where the model was loaded from.
+    """
+
+    fingerprint: str
+    graph: str
+    path: str
+    config: dict[str, dict[str, Any]]
+    messages: tuple[Message, ...]
+    tokens: tuple[int, ...]
+    state: bytes
+
+
+def model_fingerprint(model: Model) -> str:
+    """Tells models apart by what they say of themselves: hashing the weights would read gigabytes."""
+    metadata = sorted(model.metadata.items())
+    facts = [model.description, model.n_params, model.n_weight_bytes, model.n_embd, metadata]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def write_session(path: Path, saved: SavedSession) -> None:
+    """Raises ``RuntimeFailure`` when the file cannot be written; what was there before stays then."""
+    header = {
+        "version": _VERSION,
+        "fingerprint": saved.fingerprint,
+        "graph": saved.graph,
+        "path": saved.path,
+        "config": saved.config,
+        "messages": [[message.role, message.content] for message in saved.messages],
+        "tokens": list(saved.tokens),
+        "n_state_bytes": len(saved.state),
+    }
+    body = json.dumps(header).encode()
+    checksum = _checksum(body, saved.state).encode()
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.writelines([_MAGIC, checksum, b"\n", body, b"\n", saved.state])
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise RuntimeFailure(f"the session could not be saved to {path}: {error.strerror or error}") from error
+
+
+def read_session(path: Path) -> SavedSession:
+    """Raises ``NotFound`` (no such file) and ``InvalidArgument`` (no session, damaged, of another version)."""
+    try:
+        with path.open("rb") as file:
+            magic, checksum = file.read(len(_MAGIC)), file.readline(80).strip()
+            body = file.readline(_N_HEADER_BYTES_MAX)
+            state = file.read()
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no saved session {path}") from error
+    except OSError as error:
+        raise InvalidArgument(f"the saved session {path} cannot be read: {error.strerror or error}") from error
+    if magic != _MAGIC:
+        raise InvalidArgument(f"{path} is no saved session")
+    if not body.endswith(b"\n") or _checksum(body[:-1], state) != checksum.decode("ascii", "replace"):
+        raise InvalidArgument(f"the saved session {path} is damaged: its checksum does not fit")
+    header = json.loads(body)  # it is what write_session wrote, or the checksum would not fit
+    if header["version"] != _VERSION:
+        raise InvalidArgument(
+            f"the saved session {path} has format {header['version']}; this version reads format {_VERSION}"
+        )
+    return SavedSession(
+        fingerprint=header["fingerprint"],
+        graph=header["graph"],
+        path=header["path"],
+        config=header["config"],
+        messages=tuple(Message(_role(role), content) for role, content in header["messages"]),
+        tokens=tuple(header["tokens"]),
+        state=state,
+    )
+
+
+def _checksum(body: bytes, state: bytes) -> str:
+    digest = hashlib.sha256(body)
+    digest.update(state)
+    return digest.hexdigest()
+
+
+def _role(role: str) -> Literal["system", "user", "assistant"]:
+    return cast(Literal["system", "user", "assistant"], role)
