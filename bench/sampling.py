@@ -17,8 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Protocol
 from pathlib import Path
+from typing import Protocol
 
 from bench.engine import show_progress
 from wasi_nn_backend.config import parse_layer, resolve

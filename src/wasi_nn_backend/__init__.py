@@ -34,6 +34,7 @@ from wasi_nn_backend.errors import (
 from wasi_nn_backend.types import Door, ExecutionTarget, GraphEncoding, Tensor, TensorType
 
 if TYPE_CHECKING:
+    __version__: str
     from wasi_nn_backend.backend import Backend, Graph
     from wasi_nn_backend.execution_context import ExecutionContext
     from wasi_nn_backend.session import Message
@@ -78,15 +79,17 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-    elif name == "__version__":
-        value = importlib.import_module("importlib.metadata").version("wasi-nn-backend")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for Any
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            value = getattr(importlib.import_module(_LAZY[name]), name)
+        elif name == "__version__":
+            value = importlib.import_module("importlib.metadata").version("wasi-nn-backend")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

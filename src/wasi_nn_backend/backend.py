@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +53,9 @@ class Backend:
         self._pinned: dict[str, EngineLease] = {}
         self._ids = itertools.count(1)
         self._closed = False
+        # An interpreter that ends while llama.cpp computes crashes: daemon threads are stopped in the middle of it.
+        self._close_at_exit = _closer(weakref.ref(self))
+        atexit.register(self._close_at_exit)
 
     def register(self, name: str, model: str | Path, config: ConfigSource = None) -> None:
         """Give a model a name under which guests may load it.
@@ -79,6 +84,8 @@ class Backend:
             raise InvalidEncoding(f"this backend runs GGUF models: graph encoding {encoding.value} is not ggml")
         if not isinstance(target, ExecutionTarget):
             raise InvalidArgument(f"the execution target is one of cpu, gpu, tpu; got {target!r}")
+        if not all(isinstance(part, bytes) for part in builders):
+            raise InvalidArgument("load takes a sequence of bytes: [gguf] or [gguf, configuration]")
         if not 1 <= len(builders) <= 2:
             raise InvalidArgument(
                 f"load takes a GGUF file and, optionally, configuration; got {len(builders)} builders"
@@ -95,7 +102,9 @@ class Backend:
             folder.cleanup()
             raise
 
-    def load_by_name(self, name: str, *, door: Door = PYTHON_DOOR, progress: ProgressCallback | None = None) -> Graph:
+    def load_by_name(
+        self, name: str | Path, *, door: Door = PYTHON_DOOR, progress: ProgressCallback | None = None
+    ) -> Graph:
         """A graph of a registered model or, for trusted callers, a built-in model's name or a GGUF's path.
 
         ``progress`` is called with the fraction loaded and cancels by returning False. Raises ``NotFound`` (no such
@@ -105,13 +114,16 @@ class Backend:
 
     def load_by_name_with_config(
         self,
-        name: str,
+        name: str | Path,
         config: ConfigSource,
         *,
         door: Door = PYTHON_DOOR,
         progress: ProgressCallback | None = None,
     ) -> Graph:
         """``load_by_name`` with configuration for this graph; also raises what ``parse_layer`` raises."""
+        if not isinstance(name, str | Path):
+            raise InvalidArgument(f"a graph's name is a str, or a Path to a GGUF file; got {type(name).__name__}")
+        name = str(name)
         layers = [parse_at_door(config, name="graph", door=door)]
         registration = self.registry.find(name)
         if registration is not None:
@@ -138,6 +150,7 @@ class Backend:
 
     def close(self) -> None:
         """Unload every graph: running computes end with ``Cancelled``. Idempotent."""
+        atexit.unregister(self._close_at_exit)
         with self._lock:
             self._closed = True
             graphs, self._graphs = self._graphs, set()
@@ -202,6 +215,17 @@ class Backend:
                 return graph
         graph.release()
         raise RuntimeFailure("the backend is closed: make a new one")
+
+
+def _closer(reference: weakref.ref[Backend]) -> Callable[[], None]:
+    """Closes a backend if it still exists, without keeping it alive until then."""
+
+    def close() -> None:
+        backend = reference()
+        if backend is not None:
+            backend.close()
+
+    return close
 
 
 class Graph:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -822,3 +824,59 @@ def test_a_conversation_outgrows_its_window(make_graph: MakeGraph) -> None:
             context.run_inference("too much " * 60)
         with pytest.raises(PromptTooLong):
             context.run_inference("a" * 240, {"context_shifting": False})
+
+
+def test_names_of_other_types_are_refused_and_paths_are_taken(make_graph: MakeGraph, tiny_model_path: Path) -> None:
+    backend = Backend(llama=FakeLlama())
+    assert backend.load_by_name(tiny_model_path).name == str(tiny_model_path)
+    with pytest.raises(InvalidArgument, match="Path"):
+        backend.load_by_name(3)  # type: ignore[arg-type]
+    for builders in (b"GGUF", ["text"]):
+        with pytest.raises(InvalidArgument, match="sequence of bytes"):
+            backend.load(builders)  # type: ignore[arg-type]
+    backend.close()
+
+
+def test_a_callback_that_returns_nothing_does_not_cancel_the_load(tiny_model_path: Path) -> None:
+    seen: list[float] = []
+    with Backend() as backend:
+        assert backend.load_by_name(tiny_model_path, progress=seen.append).alive
+        assert seen[-1] == 1.0
+        with pytest.raises(Cancelled):
+            backend.load_by_name_with_config(tiny_model_path, {"use_mmap": False}, progress=lambda _fraction: False)
+
+
+END_WHILE_COMPUTING = """
+import sys, threading
+from wasi_nn_backend import Backend
+backend = Backend({"n_ctx": 4096, "max_tokens": -1, "ignore_eos": True, "prompt_mode": "raw"})
+context = backend.load_by_name(sys.argv[1]).init_execution_context()
+stream = context.stream("never ending")
+next(stream)
+"""
+
+FORK_AFTER_LOAD = """
+import os, sys
+from wasi_nn_backend import Backend, RuntimeFailure
+backend = Backend({"max_tokens": 3, "prompt_mode": "raw"})
+graph = backend.load_by_name(sys.argv[1])
+context = graph.init_execution_context()
+if os.fork() == 0:
+    try:
+        context.run_inference("in the child")
+    except RuntimeFailure as error:
+        backend.close()
+        os._exit(7 if "forked" in str(error) else 8)
+    os._exit(9)
+status = os.waitstatus_to_exitcode(os.wait()[1])
+assert context.run_inference("in the parent") is not None
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(("program", "status"), [(END_WHILE_COMPUTING, 0), (FORK_AFTER_LOAD, 7)], ids=["end", "fork"])
+def test_programs_that_end_or_fork_while_a_model_is_loaded(program: str, status: int, tiny_model_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_model_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, "")

@@ -5,6 +5,8 @@ Imported when a command runs, not before: the backend below it loads llama.cpp.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wasi_nn_backend import Backend, Graph
 from wasi_nn_backend.cli.interrupts import Cancellation
 from wasi_nn_backend.cli.terminal import load_progress
@@ -24,7 +26,7 @@ class ProgressBackend(Backend):
 
     def load_by_name_with_config(
         self,
-        name: str,
+        name: str | Path,
         config: ConfigSource,
         *,
         door: Door = PYTHON_DOOR,
@@ -33,7 +35,7 @@ class ProgressBackend(Backend):
         with load_progress(f"Loading {name}", self._cancellation) as show:
 
             def show_and_ask(fraction: float) -> bool:
-                may_go_on = progress is None or progress(fraction)
+                may_go_on = progress is None or progress(fraction) is not False
                 return show(fraction) and may_go_on
 
             return super().load_by_name_with_config(name, config, door=door, progress=show_and_ask)

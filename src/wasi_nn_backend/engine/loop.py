@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -85,6 +86,7 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="wasi-nn-engine", daemon=True)
         self._thread.start()
 
@@ -133,6 +135,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""
+        if os.getpid() != self._pid:
+            return  # the thread stayed behind in the parent, and the context is the parent's
         with self._wake:
             already_closing, self._closing = self._closing, True
             self._wake.notify()
@@ -155,6 +159,8 @@ class Engine:
         return answer
 
     def _send(self, command: Callable[[], None]) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeFailure("the model was loaded before this process was forked: load it again in this process")
         with self._wake:
             if self._closing:
                 raise RuntimeFailure("the engine is closed: its graph was unloaded or the backend was closed")

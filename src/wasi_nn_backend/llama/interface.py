@@ -39,8 +39,8 @@ __all__ = [
     "Vocabulary",
 ]
 
-#: Called with the fraction loaded, 0.0 to 1.0. Returning False cancels the load.
-ProgressCallback = Callable[[float], bool]
+#: Called with the fraction loaded, 0.0 to 1.0. Returning False, and nothing else, cancels the load.
+ProgressCallback = Callable[[float], bool | None]
 
 
 class DecodeStatus(enum.Enum):

@@ -152,7 +152,8 @@ class _ProgressWatcher:
 
     def _on_progress(self, fraction: float, _user_data: object) -> bool:
         try:
-            go_on = self._progress is None or bool(self._progress(fraction))
+            # Only False cancels: a callback that draws, and returns nothing, must not.
+            go_on = self._progress is None or self._progress(fraction) is not False
         except BaseException as error:  # KeyboardInterrupt too: it may not pass through C, and is raised after the call
             self.error = error
             return False
