@@ -61,7 +61,9 @@ class Chains:
 
     def sample(self, context: NativeContext, rows: Sequence[int]) -> list[int]:
         with context.pointer() as pointer:
-            return [native.llama_sampler_sample(chain, pointer, row) for chain, row in zip(self._chains, rows)]
+            return [
+                native.llama_sampler_sample(chain, pointer, row) for chain, row in zip(self._chains, rows, strict=True)
+            ]
 
     def close(self) -> None:
         for chain in self._chains:
@@ -78,7 +80,7 @@ class Samplers:
         self._samplers[sequence].accept(token)
 
     def sample(self, context: NativeContext, rows: Sequence[int]) -> list[int]:
-        return [sampler.sample(context, row) for sampler, row in zip(self._samplers, rows)]
+        return [sampler.sample(context, row) for sampler, row in zip(self._samplers, rows, strict=True)]
 
 
 def main() -> None:

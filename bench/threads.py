@@ -2,8 +2,8 @@
 
     python -m bench.threads --sequences 8 1 --rounds 3
 
-The contestants take turns within a round, so that they meet the same machine. Whatever else runs there counts as one
-more busy process: look at the fixed numbers to see whether "quiet" was.
+The contestants take turns within a round and are compared round by round, so that they meet the same machine. Whatever
+else runs there counts as one more busy process: look at the fixed numbers to see whether "quiet" was.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="a built-in model's name or a GGUF file")
     parser.add_argument("--sequences", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2], help="numbers of busy processes")
-    parser.add_argument("--tokens", type=int, default=64, help="generated tokens a call")
+    parser.add_argument("--tokens", type=int, default=64, help="generated tokens a call, at 4 sequences")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, n_usable_cores()}))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     names = [f"{n} thread{'s' * (n > 1)}" for n in arguments.threads] + ["auto"]
     print(f"{'sequences':>9} {'busy':>5}" + "".join(f"{name:>12}" for name in names) + f"{'auto / best':>14}")
     rows = []
     for n_sequences in arguments.sequences:
+        n_tokens = round(arguments.tokens * 2 / n_sequences**0.5)  # turns of about the same length in seconds
         with contextlib.ExitStack() as stack:
             contestants = [
-                stack.enter_context(open_contexts(model_path(arguments.model), n_sequences, arguments.tokens, threads))
+                stack.enter_context(open_contexts(model_path(arguments.model), n_sequences, n_tokens, threads))
                 for threads in [*arguments.threads, "auto"]
             ]
             for n_busy in arguments.busy:
                 with busy_processes(n_busy):
                     rates = measure(contestants, arguments.rounds, f"{n_sequences} sequences, {n_busy} busy")
-                ratio = rates[-1] / max(rates[:-1])
-                rows.append(
-                    {"n_sequences": n_sequences, "n_busy": n_busy, "ratio": ratio}
-                    | dict(zip(names, rates, strict=True))
-                )
-                figures = "".join(f"{rate:>8.1f} t/s" for rate in rates)
+                medians = [statistics.median(each) for each in rates]
+                ratio = least_ratio(rates[-1], rates[:-1])
+                row = {"n_sequences": n_sequences, "n_busy": n_busy, "auto_to_best": ratio}
+                rows.append(row | dict(zip(names, medians, strict=True)))
+                figures = "".join(f"{each:>8.1f} t/s" for each in medians)
                 print(f"{n_sequences:>9} {n_busy:>5}{figures}{ratio:>14.3f}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=2))
@@ -77,17 +77,23 @@ def open_contexts(path: Path, n_sequences: int, n_tokens: int, threads: int | st
         yield [graph.init_execution_context() for _ in range(n_sequences)]
 
 
-def measure(contestants: list[list[ExecutionContext]], n_rounds: int, title: str) -> list[float]:
-    """Tokens per second, medians over the rounds. Nobody gets a round to warm up: adapting counts."""
+def measure(contestants: list[list[ExecutionContext]], n_rounds: int, title: str) -> list[list[float]]:
+    """Tokens per second, of each contestant in each round. Nobody gets a round to warm up: adapting counts."""
     rates: list[list[float]] = [[] for _ in contestants]
     for i in range(n_rounds):
         show_progress(f"{title}, round {i + 1} of {n_rounds}")
-        for contexts, mine in zip(contestants, rates, strict=True):
+        order = list(zip(contestants, rates, strict=True))
+        for contexts, mine in order if i % 2 else reversed(order):
             prompts = [PROMPT.format(f"{title} {i}", n) for n in range(len(contexts))]
             n_tokens, duration_s = timed(partial(run_engine, contexts, prompts))
             mine.append(n_tokens / duration_s)
     show_progress("")
-    return [statistics.median(mine) for mine in rates]
+    return rates
+
+
+def least_ratio(mine: list[float], others: list[list[float]]) -> float:
+    """The median of the rounds' ratios to the one of ``others`` that it comes out worst against."""
+    return min(statistics.median(a / b for a, b in zip(mine, other, strict=True)) for other in others)
 
 
 @contextlib.contextmanager
