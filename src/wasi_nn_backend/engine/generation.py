@@ -11,6 +11,8 @@ from wasi_nn_backend.llama.interface import Sampler
 from wasi_nn_backend.output import FinishReason, TextAssembler
 from wasi_nn_backend.scheduler import Request
 
+_WAKE_UP_S = 0.25
+
 __all__ = ["Generation", "GenerationLimits", "Piece", "ShiftPolicy"]
 
 
@@ -93,8 +95,15 @@ class Generation:
     # The consumer's side.
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until the generation is over; False after ``timeout_s``. Signals interrupt it on the main thread."""
-        return self._done.wait(timeout_s)
+        """Block until the generation is over; False after ``timeout_s``. Signals interrupt it on the main thread.
+
+        In slices: where the kernel hands Ctrl-C to another thread, a main thread that waits for a lock sleeps on.
+        """
+        if timeout_s is not None:
+            return self._done.wait(timeout_s)
+        while not self._done.wait(_WAKE_UP_S):
+            pass
+        return True
 
     def next_piece(self) -> Piece | None:
         """The next token's piece, waiting for it; None when the generation is over (and again after that)."""

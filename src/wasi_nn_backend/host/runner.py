@@ -32,6 +32,7 @@ Outcome = Literal["exited", "trapped", "timeout", "interrupt", "stop"]
 _EXIT_STATUS: dict[Outcome, int] = {"trapped": 134, "timeout": 124, "interrupt": 130, "stop": 143}
 
 _STOP_REPEAT_S = 0.02
+_WAKE_UP_S = 0.25
 _GRACE_S = 3.0
 
 _log = logging.getLogger(__name__)
@@ -111,7 +112,9 @@ class GuestRunner:
             threading.Thread(target=self._work, name="wasi-nn-guest", daemon=True).start()
             if (timeout_s := self._config.timeout_s) is not None:
                 timer = self._start_timer(timeout_s, lambda: self.stop("timeout"))
-            self._wake.wait()
+            # In slices: where the kernel hands Ctrl-C to another thread, a main thread that waits for a lock sleeps on.
+            while not self._wake.wait(_WAKE_UP_S):
+                pass
         except KeyboardInterrupt:
             self.stop("interrupt")
         finally:
