@@ -73,10 +73,6 @@ class _Shared(Generic[_V]):
         if entry.value is not None:
             self._close(entry.value)
 
-    def values(self) -> list[_V]:
-        with self._lock:
-            return [entry.value for entry in self._entries.values() if entry.value is not None]
-
 
 class EngineLease:
     """The right to use an engine until ``release``. ``retain`` makes a second lease on the same engine."""
@@ -186,10 +182,6 @@ class EngineStore:
     def give_back(self, key: Hashable, model_key: Hashable) -> None:
         self._engines.release(key)
         self._models.release(model_key)
-
-    def engines(self) -> list[Engine]:
-        """The engines that run now."""
-        return self._engines.values()
 
 
 def _file_stamp(path: Path) -> tuple[int, int]:
