@@ -1,6 +1,6 @@
 """The automatic number of threads against fixed ones: quiet, and beside processes that compute all the time.
 
-    python -m bench.threads --sequences 8 1 --rounds 3
+    python -m bench.threads --sequences 8 1 --rounds 4
 
 The contestants take turns within a round and are compared round by round, so that they meet the same machine. Whatever
 else runs there counts as one more busy process: look at the fixed numbers to see whether "quiet" was.
@@ -35,9 +35,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="a built-in model's name or a GGUF file")
     parser.add_argument("--sequences", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2], help="numbers of busy processes")
-    parser.add_argument("--tokens", type=int, default=64, help="generated tokens a call, at 4 sequences")
+    parser.add_argument("--tokens", type=int, default=32, help="generated tokens a call, at 4 sequences")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, n_usable_cores()}))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     names = [f"{n} thread{'s' * (n > 1)}" for n in arguments.threads] + ["auto"]

@@ -10,11 +10,13 @@ from wasi_nn_backend.config import Settings
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache import PoolLimits
 from wasi_nn_backend.llama.interface import ContextParams, Model, ModelParams
+from wasi_nn_backend.llama.kv_shape import cache_type, is_quantised
 
 __all__ = [
     "context_params",
     "engine_key",
     "model_params",
+    "n_threads_max",
     "n_usable_cores",
     "pool_limits",
     "resolved_n_ctx",
@@ -29,6 +31,21 @@ def n_usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def n_threads_max(settings: Settings) -> int:
+    """How many threads the engine may choose from for each decode; 1 where the number must not change.
+
+    With flash attention llama.cpp cuts a long context into one piece a thread and adds the results up: at 1,500 tokens
+    another number of threads moved logits by up to 0.7, so equal seeds would no longer give equal texts. Without it,
+    every number gives the same bits.
+    """
+    section = settings.model
+    may_use_flash_attention = section.flash_attention == "on" or (
+        section.flash_attention == "auto"
+        and (section.n_gpu_layers > 0 or is_quantised(cache_type(section.cache_type_v, "cache_type_v")))
+    )
+    return 1 if section.threads is not None or may_use_flash_attention else n_usable_cores()
 
 
 def engine_key(settings: Settings) -> Hashable:

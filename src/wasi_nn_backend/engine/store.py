@@ -15,7 +15,14 @@ from typing import Generic, TypeVar
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.engine.loop import Engine, EngineOptions
-from wasi_nn_backend.engine.sizing import context_params, engine_key, model_params, pool_limits, resolved_n_ctx
+from wasi_nn_backend.engine.sizing import (
+    context_params,
+    engine_key,
+    model_params,
+    n_threads_max,
+    pool_limits,
+    resolved_n_ctx,
+)
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 
@@ -160,7 +167,7 @@ class EngineStore:
                         n_ctx=sizes.n_ctx,
                         kv_bytes=kv_bytes,
                         limits=pool_limits(settings, self._n_kv_bytes + kv_bytes),
-                        n_threads_max=sizes.n_threads if settings.model.threads is None else 1,
+                        n_threads_max=n_threads_max(settings),
                     ),
                 )
             except BaseException:

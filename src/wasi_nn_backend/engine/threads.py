@@ -24,12 +24,13 @@ from statistics import fmean, median
 __all__ = ["ThreadTuner", "thread_counts"]
 
 #: The share of a kind's time that trials may cost.
-_TRIAL_SHARE = 0.015
-#: In steps: what a kind may save up, what it may owe, and the most that one step is charged, since a step that took
-#: ten times as long was in somebody's way and would have been under the current choice too.
+_TRIAL_SHARE = 0.0175
+#: In steps: what a kind may save up, what it may owe, and the most that one step is charged. A step that took ten times
+#: as long was in somebody's way, and would have been under the current choice too: paying for it in full would end the
+#: trials for minutes on a busy machine, which needs them most.
 _SAVINGS_MAX = 4.0
-_DEBT_MAX = 2.0
-_CHARGE_MAX = 2.0
+_DEBT_MAX = 1.0
+_CHARGE_MAX = 1.0
 #: In steps: the least that a trial's step is charged, or numbers that are equally good would be tried all the time.
 _CHARGE_MIN = 0.1
 #: In steps: the price of what was never tried.

@@ -42,7 +42,7 @@ class ReducedSampler(Owner):
 
     The one thing that could differ is the order of equal logits, which llama.cpp's partial sort leaves to the places
     that they happen to have. So where two of the top-k are equal, or the last of them and the next, the chain gets the
-    whole vocabulary. In logits of real models that is one step of some ten thousand.
+    whole vocabulary. With real models that is a few tokens in ten thousand.
 
     Not thread-safe; different samplers may sample one step's rows in parallel.
     """
@@ -63,7 +63,7 @@ class ReducedSampler(Owner):
         self._greedy = isinstance(choosing[0], Greedy)
         self._n_top = choosing[0].k if isinstance(choosing[0], TopK) else 1
         # Penalised tokens are often among the most probable, and then they do not count.
-        self._n_sought = self._n_top + (self._n_top // 2 + 8 if changing else 0)
+        self._n_sought = min(self._n_top + (self._n_top // 2 + 8 if changing else 0), n_vocab)
         self._array = _TokenArray(4 * self._n_top + 64)
 
     @staticmethod
@@ -115,7 +115,7 @@ class ReducedSampler(Owner):
         found = context.candidates(row, self._n_sought)
         check_largest_logit(found.largest)
         if not self._changes_logits:
-            if found.distinct and len(found.tokens):
+            if found.distinct:
                 self._array.fill(found.tokens, found.logits)
                 return self._array.chosen_by(self._choosing)
         elif self._fill_changed(found, context.logits(row)):
@@ -128,16 +128,16 @@ class ReducedSampler(Owner):
         return everything.chosen_by(self._choosing)
 
     def _fill_changed(self, found: Candidates, logits: _Logits) -> bool:
-        """Put all tokens into the array that may be in the top-k after biases and penalties. False: not known.
+        """Put all tokens into the array that may be in the top-k after biases and penalties. False: they are too many.
 
-        Whatever the changed logits become, ``n_top`` unchanged ones are at least as large as any that is left out.
+        Whatever the changed logits become, ``n_top`` unchanged ones are larger than any that is left out.
         """
         changed = self._changed.tokens()
         tokens = _union(found.tokens, changed)
         if len(tokens) - len(changed) < self._n_top:
-            (found,) = search(logits[np.newaxis], self._n_top + len(changed))
+            (found,) = search(logits[np.newaxis], min(self._n_top + len(changed), self._n_vocab))
             tokens = _union(found.tokens, changed)
-        if not len(found.tokens) or len(tokens) > self._n_vocab // 2:
+        if len(tokens) > self._n_vocab // 2:
             return False
         self._array.fill(tokens, logits[tokens])
         return True
