@@ -24,7 +24,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not real"
+	$(BIN)/pytest -n auto --maxprocesses 4 -m "not real"
 
 test: check
 	$(BIN)/pytest -m real

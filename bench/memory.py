@@ -8,15 +8,19 @@ Each figure is a ratio of two things measured in this run, on the built-in model
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from bench.engine import show_progress
 from wasi_nn_backend import Backend, ExecutionContext, Graph
 
+#: What is printed, and the same by name for the JSON file.
+Figures = tuple[str, dict[str, float]]
 FILLER = "The committee met on the third day and read the report of the second, which was long and had many parts. "
 
 
@@ -30,13 +34,20 @@ def graph_of(model: str, **config: object) -> Iterator[Graph]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="a built-in model's name or a GGUF file")
-    model = parser.parse_args().model
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    figures: dict[str, float] = {}
     for measure in (conversation, shared_prompt, idle_sessions, returning_session):
-        sys.stderr.write(f"measuring: {measure.__name__}\n")
-        print(measure(model), flush=True)
+        show_progress(f"measuring: {measure.__name__}")
+        text, measured = measure(arguments.model)
+        figures |= measured
+        show_progress("")
+        print(text, flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=2))
 
 
-def conversation(model: str) -> str:
+def conversation(model: str) -> Figures:
     """Time to first token of turn 10 against turn 2: the history must not be computed again."""
     ratios = []
     for _ in range(3):
@@ -47,10 +58,11 @@ def conversation(model: str) -> str:
                 context.run_inference(f"Tell me fact number {turn} about the sea, please, in a few words.")
                 times.append(context.metadata["time_to_first_token_ms"])
             ratios.append(times[9] / times[1])
-    return f"conversation: first token of turn 10 / of turn 2: {statistics.median(ratios):.2f} (at most 1.5)"
+    ratio = statistics.median(ratios)
+    return f"conversation: first token of turn 10 / of turn 2: {ratio:.2f} (at most 1.5)", {"conversation": ratio}
 
 
-def shared_prompt(model: str) -> str:
+def shared_prompt(model: str) -> Figures:
     """16 sessions arrive together with one system prompt of some 1,000 tokens."""
     n_sessions = 16
     with graph_of(model, max_concurrent=n_sessions, n_ctx=1536, max_tokens=1) as graph:
@@ -66,13 +78,15 @@ def shared_prompt(model: str) -> str:
         run_all(contexts, [f"{system}Question {i}: who?" for i in range(n_sessions)])
         together_s = time.perf_counter() - start_s
         n_computed = sum(c.metadata["input_tokens"] - c.metadata["reused_tokens"] for c in contexts)
+    ratio = together_s / (n_sessions * alone_s)
     return (
         f"shared prompt of {n_prompt} tokens, {n_sessions} sessions: {n_computed} tokens computed; all first tokens "
-        f"after {together_s / (n_sessions * alone_s):.3f} of computing it {n_sessions} times (at most 0.2)"
+        f"after {ratio:.3f} of computing it {n_sessions} times (at most 0.2)",
+        {"shared_prompt": ratio, "shared_prompt_tokens_computed": n_computed, "shared_prompt_tokens": n_prompt},
     )
 
 
-def idle_sessions(model: str) -> str:
+def idle_sessions(model: str) -> Figures:
     """Four sessions generate beside 0, 10 and 100 that rest with 500 tokens each."""
     rates = []
     for n_idle in (0, 10, 100):
@@ -89,10 +103,13 @@ def idle_sessions(model: str) -> str:
                 seconds.append(time.perf_counter() - start_s)
             rates.append(statistics.median(seconds[1:]))
     beside_10, beside_100 = rates[1] / rates[0], rates[2] / rates[0]
-    return f"idle sessions: time beside 10 / 0: {beside_10:.3f}, beside 100 / 0: {beside_100:.3f} (at most 1.05)"
+    return (
+        f"idle sessions: time beside 10 / 0: {beside_10:.3f}, beside 100 / 0: {beside_100:.3f} (at most 1.05)",
+        {"beside_10_idle": beside_10, "beside_100_idle": beside_100},
+    )
 
 
-def returning_session(model: str) -> str:
+def returning_session(model: str) -> Figures:
     """A session that had to leave for host memory, against one that is computed again."""
     with graph_of(model, max_concurrent=1, n_ctx=2048, max_tokens=1, enable_token_cache_reuse=False) as graph:
         first, other = graph.init_execution_context(), graph.init_execution_context()
@@ -105,7 +122,7 @@ def returning_session(model: str) -> str:
             first.run_inference(f"{turn} {prompt} And then")
             back_s.append(first.metadata["time_to_first_token_ms"])
     ratio = statistics.median(back_s) / statistics.median(anew_s)
-    return f"back from host memory / computed again: {ratio:.3f} (at most 0.1)"
+    return f"back from host memory / computed again: {ratio:.3f} (at most 0.1)", {"back_from_host_memory": ratio}
 
 
 def run_all(contexts: list[ExecutionContext], prompts: list[str]) -> None:

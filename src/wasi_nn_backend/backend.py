@@ -16,6 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer, resolve
 from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, EngineStatistics, EngineStore, same_engine
@@ -24,7 +27,7 @@ from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, model_path
-from wasi_nn_backend.session import Session, model_fingerprint, read_session
+from wasi_nn_backend.session import Session, embed_texts, model_fingerprint, read_session
 from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
 
 __all__ = ["Backend", "Graph"]
@@ -158,6 +161,7 @@ class Backend:
         for graph in graphs:
             graph.close_contexts()
             graph.release()
+        self._store.stop_embedders()
         for lease in pinned.values():
             lease.release()
 
@@ -242,6 +246,7 @@ class Graph:
         self._lease: EngineLease | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._contexts: set[ExecutionContext] = set()
+        self.fingerprint = ""  # of the file as it was loaded: it may be replaced
 
     @property
     def alive(self) -> bool:
@@ -267,13 +272,31 @@ class Graph:
             self._contexts.add(context)
         return context
 
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """One vector of length 1 a text, shape [n_texts, n_embd]: what a context's compute gives in embedding mode.
+
+        >>> cat, kitten, train = graph.embed(["a cat", "a kitten", "a train"])
+        >>> bool(cat @ kitten > cat @ train)
+        True
+
+        Many texts share a batch, also those of other callers; each is computed as if it were alone, up to rounding. Any
+        graph can do it, whatever ``model.embedding`` says, and while it generates. Any thread may call it. Raises
+        ``PromptTooLong`` and ``InvalidArgument`` (a text is empty, the graph is unloaded, no memory) before anything is
+        computed, and ``Cancelled`` when the backend closes.
+        """
+        lease = self._require_lease().retain()
+        try:
+            return embed_texts(lease, texts)
+        finally:
+            lease.release()
+
     def restore(self, path: str | Path) -> ExecutionContext:
         """A context that goes on from ``ExecutionContext.save``, without computing again what was saved.
 
         Raises ``NotFound`` (no such file), ``InvalidArgument`` (damaged, of another format or another model).
         """
         saved = read_session(Path(path))
-        if saved.fingerprint != model_fingerprint(self.model):
+        if saved.fingerprint != self.fingerprint:
             raise InvalidArgument(
                 f'{path} was saved with another model ({saved.path}) than "{self.name}": load that one'
             )
@@ -282,8 +305,8 @@ class Graph:
         return context
 
     def statistics(self) -> EngineStatistics:
-        """Counts and memory of the graph's engine, which graphs under equal settings share."""
-        return self._require_lease().engine.statistics()
+        """Counts and memory of the graph's engine, which graphs under equal settings share; embeddings do not count."""
+        return self._require_lease().statistics()
 
     def unload(self) -> None:
         """Refuse new work at once; running computes finish, and contexts keep what they have put out.
@@ -309,6 +332,11 @@ class Graph:
         """Load the model, or share it. ``folder`` is the graph's to delete. Called once."""
         self._folder = folder
         self._lease = self._backend.acquire(self.path, self.settings, progress)
+        try:
+            self.fingerprint = model_fingerprint(self._lease.model, self.path)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> bool:
         """Give the engine back; False when that was done before."""

@@ -12,7 +12,7 @@ __all__ = ["parse_at_door"]
 _log = logging.getLogger(__name__)
 
 #: What protects the host and its other guests: whole sections, and single keys.
-_HOST_SECTIONS = ("backend",)
+_HOST_SECTIONS = ("backend", "performance")
 _HOST_KEYS = {
     "session": frozenset({"chat_template"}),
     "memory": frozenset(

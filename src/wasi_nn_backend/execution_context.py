@@ -13,17 +13,16 @@ from typing import Any, Self
 from wasi_nn_backend.config import ConfigSource, Layer, Settings
 from wasi_nn_backend.config.layers import merge
 from wasi_nn_backend.doors import parse_at_door
-from wasi_nn_backend.engine import EngineLease, same_engine
-from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument, WasiNNError
+from wasi_nn_backend.engine import EngineLease, SessionStatistics, same_engine
+from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument
 from wasi_nn_backend.output import FinishReason, RunMetadata
 from wasi_nn_backend.owning_graph import OwningGraph
 from wasi_nn_backend.session import (
-    N_CELLS_RESERVED,
+    AnyRun,
     Message,
-    Run,
     SavedSession,
     Session,
-    model_fingerprint,
+    count_prompt_tokens,
     start_run,
     write_session,
 )
@@ -49,8 +48,8 @@ class ExecutionContext:
         self._layer = layer
         self._session = session or Session(context_id, graph.door.prompt_mode)
         self._entered = threading.Lock()  # held while a call works on this context
-        self._run: Run | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
-        self._open_run: Run | None = None  # one that goes on between calls: compute_single's or an iterator's
+        self._run: AnyRun | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
+        self._open_run: AnyRun | None = None  # one that goes on between calls: compute_single's or an iterator's
         self._n_tokens_input: int | None = None  # of a prompt that was set since the last run started
         self._closing = threading.Lock()
         self._closed = False
@@ -77,8 +76,9 @@ class ExecutionContext:
         """Generate for the prompt that was set, all of it; the text is then at output index 0.
 
         ``stdout`` receives the text as it comes when ``session.stream_stdout`` is on. Computing again without a new
-        prompt generates again. Raises ``InvalidArgument`` (no prompt), ``PromptTooLong``, ``ContextFull`` and
-        ``Cancelled`` (text so far is kept for get_output), ``RuntimeFailure``.
+        prompt generates again. With ``model.embedding`` on, the output is the prompt's vector as JSON instead. Raises
+        ``InvalidArgument`` (no prompt), ``PromptTooLong``, ``ContextFull`` and ``Cancelled`` (text so far is kept for
+        get_output), ``RuntimeFailure``.
         """
         with self._enter(needs_graph=True):
             self._compute(self.settings, stdout)
@@ -94,7 +94,8 @@ class ExecutionContext:
         """Generate one token; its text is then at ``get_output_single(0)``.
 
         The first call computes the prompt. Raises ``EndOfSequence`` when the run is over (the model ended it, a stop
-        string, ``stopping.max_tokens``), and what ``compute`` raises; the call after that starts again.
+        string, ``stopping.max_tokens``), ``UnsupportedOperation`` in embedding mode, and what ``compute`` raises; the
+        call after that starts again.
         """
         with self._enter(needs_graph=True):
             run = self._open_run
@@ -122,7 +123,7 @@ class ExecutionContext:
         with self._enter():
             self._end_open_run()
             self._run = None
-            self._n_tokens_input = self._count_input_tokens(self.settings)
+            self._n_tokens_input = count_prompt_tokens(self._session, self._lease, self.settings)
 
     def close(self) -> None:
         """Stop what runs and free the sequence's cells before returning. Raises ``InvalidArgument`` the second time."""
@@ -181,18 +182,21 @@ class ExecutionContext:
         """
         with self._enter(needs_graph=True):
             self._end_open_run()
-            lease = self._require_lease()
-            tokens, state = lease.engine.export_session(self.id)
             saved = SavedSession(
-                fingerprint=model_fingerprint(lease.model),
+                fingerprint=self.graph.fingerprint,
                 graph=self.graph.name,
                 path=str(self.graph.path),
                 config={section: dict(keys) for section, keys in self._layer.values.items()},
                 messages=self._session.messages,
-                tokens=tokens,
-                state=state,
+                n_left_out=self._session.n_left_out,
+                cells=self._require_lease().engine.export_session(self.id),
             )
         write_session(Path(path), saved)
+
+    def statistics(self) -> SessionStatistics:
+        """Counts over this context's finished runs, and what of it is cached. Raises ``InvalidArgument`` when the graph
+        is unloaded."""
+        return self._require_lease().session_statistics(self.id)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -234,9 +238,8 @@ class ExecutionContext:
     def resume(self, saved: SavedSession) -> None:
         """Go on from a saved session; its cells are used if they fit and computed again if they do not."""
         with self._enter(needs_graph=True):
-            self._session.resume(saved.messages)
-            salt = self.settings.session.cache_salt
-            self._require_lease().engine.adopt_session(self.id, saved.tokens, saved.state, salt)
+            self._session.resume(saved.messages, saved.n_left_out)
+            self._require_lease().engine.adopt_session(self.id, saved.cells, self.settings.session.cache_salt)
 
     def shut_down(self) -> bool:
         """``close`` that tells whether there was something to close instead of raising."""
@@ -292,7 +295,7 @@ class ExecutionContext:
             self._lease = lease
         self._layer, self.settings = merged, settings
         if self._n_tokens_input is not None:
-            self._n_tokens_input = self._count_input_tokens(settings)
+            self._n_tokens_input = count_prompt_tokens(self._session, self._lease, settings)
 
     def _call_settings(self, config: ConfigSource) -> Settings:
         if config is None:
@@ -303,11 +306,12 @@ class ExecutionContext:
     def _take_prompt(self, prompt: bytes, settings: Settings) -> None:
         self._end_open_run()
         self._session.set_input(prompt)
-        self._n_tokens_input = self._count_input_tokens(settings)
+        self._require_lease().expect(self.id)
+        self._n_tokens_input = count_prompt_tokens(self._session, self._lease, settings)
 
-    def _compute(self, settings: Settings, stdout: TextSink | None) -> Run:
+    def _compute(self, settings: Settings, stdout: TextSink | None) -> AnyRun:
         self._end_open_run()
-        sink = stdout if settings.session.stream_stdout else None
+        sink = stdout if settings.session.stream_stdout and not settings.model.embedding else None
         run = self._start(settings, streams=sink is not None)
         try:
             if sink is None:
@@ -321,7 +325,7 @@ class ExecutionContext:
         run.raise_error()
         return run
 
-    def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> Run:
+    def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> AnyRun:
         """Submit the pending prompt. The run before it and its output are gone, whether that works or not: a guest that
         reads on after an error must not take them for the answer."""
         self._run = None
@@ -331,12 +335,14 @@ class ExecutionContext:
         except BaseException:
             lease.release()
             raise
+        finally:  # it has come, perhaps to another engine, or will not
+            self._require_lease().dismiss(self.id)
         self._run, self._n_tokens_input = run, None
         if self._closed:  # closed while this was on its way: whoever closed waits for the call to return
             run.cancel()
         return run
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: AnyRun) -> None:
         """The caller is done with a run, early or not: end it, record the turn, give its engine back."""
         run.cancel()
         run.wait()
@@ -345,17 +351,17 @@ class ExecutionContext:
         ):
             self._session.finish_turn(run.prompt, run.text)
         if run.lease.key != self._require_lease().key:  # an engine for this call's settings only
-            run.lease.engine.forget_session(self.id, wait=False)
+            run.lease.forget_session(self.id, wait=False)
         run.lease.release()
 
-    def _next_piece(self, run: Run) -> bytes | None:
+    def _next_piece(self, run: AnyRun) -> bytes | None:
         """The next piece of an iterator's run; the context is free for other calls between the pieces."""
         with self._enter():
             if self._open_run is not run:
                 raise Cancelled("the iteration was ended by another call on its context")
             return run.take_piece()
 
-    def _abandon(self, run: Run) -> None:
+    def _abandon(self, run: AnyRun) -> None:
         """An iterator is closed, perhaps by the garbage collector and in the middle of another call: never block."""
         run.cancel()
         if self._open_run is run and self._entered.acquire(blocking=False):
@@ -384,16 +390,5 @@ class ExecutionContext:
         """Free this session's cells and let the engine go. ``wait``: until the cells are free."""
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.engine.forget_session(self.id, wait=wait)
+            lease.forget_session(self.id, wait=wait)
             lease.release()
-
-    def _count_input_tokens(self, settings: Settings) -> int | None:
-        """Tokens of the pending prompt; None without one. What is wrong with it is for compute to say: 0 then."""
-        if not self._session.has_input:
-            return None
-        try:
-            lease = self._require_lease()
-            n_tokens_max = lease.engine.n_ctx - N_CELLS_RESERVED
-            return len(self._session.prompt(lease.model, settings, n_tokens_max).tokens)
-        except WasiNNError:
-            return 0

@@ -38,6 +38,10 @@ class OwningGraph(Protocol[_Context]):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells its model from others."""
+
     def next_id(self) -> int: ...
 
     def lease(self, settings: Settings) -> EngineLease:

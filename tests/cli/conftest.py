@@ -1,4 +1,5 @@
-"""Runs the command as people do: as a process, with its streams and its exit status."""
+"""Runs the command as people do: as a process with its streams and its exit status, or its main() where that tells as
+much."""
 
 from __future__ import annotations
 
@@ -42,16 +43,15 @@ def wasi_nn(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def wasi_nn_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The same inside the test's process, which costs milliseconds; not for ``run``, whose guests have streams of
-    their own."""
+def wasi_nn_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The same inside the test's process, which costs milliseconds. Guests' output is captured, too."""
 
     def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         argv = [*map(str, arguments)]
         status = main(argv)
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         return subprocess.CompletedProcess(argv, status, captured.out, captured.err)
 
     return run

@@ -76,6 +76,13 @@ class Terminal:
             self._unread += os.read(self._descriptor, 4096)
         self._unread = self._unread[n_bytes:]
 
+    def wait_until_it_listens(self) -> None:
+        """Python's readline shows the prompt before it waits for keys. A Ctrl-C in between has no effect until the next
+        key, so nobody presses it before the main thread sleeps."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.read_bytes().rpartition(b") ")[2][:1] != b"S":
+            os.sched_yield()
+
 
 @contextmanager
 def terminal_chat(*arguments: object) -> Iterator[Terminal]:
@@ -116,6 +123,7 @@ def test_ctrl_c_stops_the_answer_and_then_the_chat(tiny_model_path: Path) -> Non
         terminal.process.send_signal(signal.SIGINT)
         terminal.read_until("(stopped)")
         terminal.read_until("> ")
+        terminal.wait_until_it_listens()
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.process.wait(60) == 130
 

@@ -76,12 +76,12 @@ def test_a_raw_prompt_has_no_template_around_it(wasi_nn_here: Command, tiny_mode
 
 @pytest.mark.parametrize(("arguments", "n_sequences"), [([], 1), (["--config", "max_concurrent=3"], 3)])
 def test_memory_is_reserved_for_one_sequence(
-    wasi_nn: Command, tiny_model_path: Path, arguments: list[str], n_sequences: int
+    wasi_nn_here: Command, tiny_model_path: Path, arguments: list[str], n_sequences: int
 ) -> None:
     """llama.cpp writes the whole KV memory when it is made: nine unused windows would cost time and gigabytes."""
     for command in ("generate", "chat"):
         options = [command, "-m", tiny_model_path, "--max-tokens", 1, *arguments]
-        done = wasi_nn("--log-level", "debug", *options, *(["x"] if command == "generate" else []))
+        done = wasi_nn_here("--log-level", "debug", *options, *(["x"] if command == "generate" else []))
         assert done.returncode == 0
         assert re.findall(r"n_seq_max += (\d+)", done.stderr) == [str(n_sequences)]
 

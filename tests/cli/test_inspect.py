@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wasmtime import wat2wasm
 
 from tests.cli.conftest import EXAMPLES
+from tests.tiny_encoder import write_tiny_encoder
 from wasi_nn_backend.cli import main
 from wasi_nn_backend.cli.component_file import component_imports, is_component
 from wasi_nn_backend.errors import InvalidArgument
@@ -148,6 +149,15 @@ def test_smollm2(smollm2_path: Path, capsys: Captured) -> None:
     assert report["quantisation"] == "Q4_1"
     # 30 layers with 3 key-value heads of 64 values each, keys and values, 2 bytes a value.
     assert report["kv_bytes_per_token"] == 30 * 3 * 64 * 2 * 2
+
+
+def test_an_encoder(tmp_path: Path, capsys: Captured) -> None:
+    write_tiny_encoder(tmp_path / "encoder.gguf")
+    report = inspect_json(tmp_path / "encoder.gguf", capsys)
+    assert report["is_encoder"] is True
+    assert report["kv_bytes_per_token"] == 0
+    assert main(["inspect", str(tmp_path / "encoder.gguf")]) == 0
+    assert "embeddings" in capsys.readouterr().out
 
 
 def test_rows_fit_the_terminal(tiny_model_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""``wasi-nn run`` as a process: what the guest gets, what comes out, how it exits."""
+"""``wasi-nn run``: what the guest gets, what comes out, how it exits.
+
+As a process where the process is the point, else inside the test's own: starting Python and its imports takes a hundred
+times as long as running such a guest.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,16 @@ def test_everything_behind_the_module_belongs_to_the_guest(wasi_nn: Command) -> 
     assert done.stdout == "world.wat\0--help\0--nn-graph\0a=b\0--\0-x\0"
 
 
-def test_environment_and_directories(wasi_nn: Command, tmp_path: Path) -> None:
+def test_environment_and_directories(wasi_nn_here: Command, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for directory in ("data::/in", "/in:data"):
-        done = wasi_nn("run", "--env", "A=1", "--env", "B=x=y", "--dir", directory, WORLD)
+        done = wasi_nn_here("run", "--env", "A=1", "--env", "B=x=y", "--dir", directory, WORLD)
         assert done.stdout == "world.wat\0A=1\0B=x=y\0/in"
 
 
 @pytest.mark.parametrize("status", [0, 7, 126, 255])
-def test_the_exit_status_is_the_guests(wasi_nn: Command, status: int) -> None:
-    done = wasi_nn("run", "--invoke", "exit", WORLD, status)
+def test_the_exit_status_is_the_guests(wasi_nn_here: Command, status: int) -> None:
+    done = wasi_nn_here("run", "--invoke", "exit", WORLD, status)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
@@ -53,20 +57,20 @@ def test_a_trap_says_why(wasi_nn: Command) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_invoke_prints_what_the_export_returns(wasi_nn: Command) -> None:
-    done = wasi_nn("run", "--invoke", "grow", WORLD, 3)
+def test_invoke_prints_what_the_export_returns(wasi_nn_here: Command) -> None:
+    done = wasi_nn_here("run", "--invoke", "grow", WORLD, 3)
     assert (done.returncode, done.stdout) == (0, "2\n")
 
 
-def test_limits(wasi_nn: Command) -> None:
-    assert wasi_nn("run", "--invoke", "grow", "--max-memory", 1, WORLD, 100).stdout == "-1\n"
-    out_of_fuel = wasi_nn("run", "--fuel", 1000, "--invoke", "spin", WORLD)
+def test_limits(wasi_nn_here: Command) -> None:
+    assert wasi_nn_here("run", "--invoke", "grow", "--max-memory", 1, WORLD, 100).stdout == "-1\n"
+    out_of_fuel = wasi_nn_here("run", "--fuel", 1000, "--invoke", "spin", WORLD)
     assert out_of_fuel.returncode == 134
     assert "raise --fuel" in out_of_fuel.stderr
-    too_large = wasi_nn("run", "--max-memory", 1, EXAMPLES / "ask.wasm")
+    too_large = wasi_nn_here("run", "--max-memory", 1, EXAMPLES / "ask.wasm")
     assert too_large.returncode == 134
     assert "raise --max-memory" in too_large.stderr
-    late = wasi_nn("run", "--timeout", 0.2, "--invoke", "spin", WORLD)
+    late = wasi_nn_here("run", "--timeout", 0.2, "--invoke", "spin", WORLD)
     assert late.returncode == 124
     assert "0.2 seconds" in late.stderr
 
@@ -93,11 +97,11 @@ def test_a_guest_that_must_write_to_a_closed_stdout_ends_quietly(closed_pipe: in
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_what_cannot_be_started(wasi_nn: Command, tmp_path: Path) -> None:
+def test_what_cannot_be_started(wasi_nn_here: Command, tmp_path: Path) -> None:
     (tmp_path / "text.wasm").write_text("not a module")
     (tmp_path / "alien.wat").write_text('(module (import "alien" "call" (func)) (func (export "_start")))')
     for module, complaint in (("nowhere.wasm", "No such file"), ("text.wasm", "neither"), ("alien.wat", "alien.call")):
-        done = wasi_nn("run", module)
+        done = wasi_nn_here("run", module)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
@@ -156,19 +160,19 @@ def test_a_wasmedge_command_line_on_smollm2(wasi_nn: Command, smollm2_path: Path
     assert list(json.loads(metadata)) == METADATA_KEYS
 
 
-def test_settings_of_the_command_line_lie_under_the_guests(wasi_nn: Command, tiny_model_path: Path) -> None:
+def test_settings_of_the_command_line_lie_under_the_guests(wasi_nn_here: Command, tiny_model_path: Path) -> None:
     config = ["--nn-config", '{"max_tokens": 3}']
-    of_all = wasi_nn("run", *config, "--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", ENDLESS)
+    of_all = wasi_nn_here("run", *config, "--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", ENDLESS)
     assert n_answer_tokens(of_all) == 3
     graph = ["--nn-graph", f"d={tiny_model_path},max_tokens=2"]
-    of_the_graph = wasi_nn("run", *config, *graph, WASMEDGE, "d", "x", ENDLESS)
+    of_the_graph = wasi_nn_here("run", *config, *graph, WASMEDGE, "d", "x", ENDLESS)
     assert n_answer_tokens(of_the_graph) == 2
-    of_the_guest = wasi_nn("run", *config, *graph, WASMEDGE, "d", "x", '{"n-predict": 1, "ignore-eos": true}')
+    of_the_guest = wasi_nn_here("run", *config, *graph, WASMEDGE, "d", "x", '{"n-predict": 1, "ignore-eos": true}')
     assert n_answer_tokens(of_the_guest) == 1
 
 
-def test_a_name_that_nobody_registered_is_not_found(wasi_nn: Command) -> None:
-    done = wasi_nn("run", WASMEDGE, "default", "x", "{}")
+def test_a_name_that_nobody_registered_is_not_found(wasi_nn_here: Command) -> None:
+    done = wasi_nn_here("run", WASMEDGE, "default", "x", "{}")
     assert (done.returncode, done.stdout) == (8, "")
     assert "last WASI-NN error: load_by_name_with_config: not_found (8)" in done.stderr
 
@@ -176,34 +180,36 @@ def test_a_name_that_nobody_registered_is_not_found(wasi_nn: Command) -> None:
 @pytest.mark.parametrize(
     "option", [["--nn-preload", "default:GGML:AUTO:gone.gguf"], ["--nn-graph", "default=gone.gguf"]]
 )
-def test_a_name_without_its_file_is_model_not_found(wasi_nn: Command, option: list[str]) -> None:
-    done = wasi_nn("run", *option, WASMEDGE, "default", "x", "{}")
+def test_a_name_without_its_file_is_model_not_found(wasi_nn_here: Command, option: list[str]) -> None:
+    done = wasi_nn_here("run", *option, WASMEDGE, "default", "x", "{}")
     assert (done.returncode, done.stdout) == (103, "")
     assert "warn: " in done.stderr
     assert "gone.gguf" in done.stderr
 
 
-def test_a_model_that_cannot_be_looked_at_is_a_warning(wasi_nn: Command, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_looked_at_is_a_warning(wasi_nn_here: Command, tmp_path: Path) -> None:
     """The guest may never load it: it runs, whatever the system says about the path."""
     (tmp_path / "file").touch()
-    done = wasi_nn("run", "--nn-graph", "d=file/model.gguf", WORLD)
+    done = wasi_nn_here("run", "--nn-graph", "d=file/model.gguf", WORLD)
     assert (done.returncode, done.stdout) == (0, "world.wat\0")
     assert done.stderr == "warn: --nn-graph d: file/model.gguf: Not a directory; loading it will fail\n"
 
 
-def test_the_first_preload_of_a_name_wins(wasi_nn: Command, tiny_model_path: Path) -> None:
+def test_the_first_preload_of_a_name_wins(wasi_nn_here: Command, tiny_model_path: Path) -> None:
     first, second = f"d:ggml:cpu:{tiny_model_path}", "d:ggml:cpu:gone.gguf"
-    assert wasi_nn("run", "--nn-preload", first, "--nn-preload", second, WASMEDGE, "d", "x", "{}").returncode == 0
-    assert wasi_nn("run", "--nn-preload", second, "--nn-preload", first, WASMEDGE, "d", "x", "{}").returncode == 103
+    assert wasi_nn_here("run", "--nn-preload", first, "--nn-preload", second, WASMEDGE, "d", "x", "{}").returncode == 0
+    assert (
+        wasi_nn_here("run", "--nn-preload", second, "--nn-preload", first, WASMEDGE, "d", "x", "{}").returncode == 103
+    )
 
 
-def test_an_unserved_encoding_skips_the_entry(wasi_nn: Command, tiny_model_path: Path) -> None:
-    done = wasi_nn("run", "--nn-preload", f"d:whisper:auto:{tiny_model_path}", WASMEDGE, "d", "x", "{}")
+def test_an_unserved_encoding_skips_the_entry(wasi_nn_here: Command, tiny_model_path: Path) -> None:
+    done = wasi_nn_here("run", "--nn-preload", f"d:whisper:auto:{tiny_model_path}", WASMEDGE, "d", "x", "{}")
     assert done.returncode == 8
     assert "error: --nn-preload d:whisper:auto" in done.stderr
 
 
-def test_models_from_the_guests_memory_need_permission(wasi_nn: Command, tmp_path: Path) -> None:
+def test_models_from_the_guests_memory_need_permission(wasi_nn_here: Command, tmp_path: Path) -> None:
     """Refused as unsupported (6); with permission the bytes are looked at, and are no model (1)."""
     (tmp_path / "load.wat").write_text(
         """
@@ -218,29 +224,29 @@ def test_models_from_the_guests_memory_need_permission(wasi_nn: Command, tmp_pat
               (call $load (i32.const 0) (i32.const 1) (i32.const 6) (i32.const 0) (i32.const 8)))))
         """
     )
-    assert wasi_nn("run", "load.wat").returncode == 6
-    assert wasi_nn("run", "--allow-load-bytes", "load.wat").returncode == 1
+    assert wasi_nn_here("run", "load.wat").returncode == 6
+    assert wasi_nn_here("run", "--allow-load-bytes", "load.wat").returncode == 1
 
 
-def test_the_dialect_can_be_prescribed(wasi_nn: Command, tiny_model_path: Path) -> None:
+def test_the_dialect_can_be_prescribed(wasi_nn_here: Command, tiny_model_path: Path) -> None:
     arguments = ["--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", '{"n-predict": 1}']
-    assert wasi_nn("run", "--dialect", "WasmEdge", *arguments).returncode == 0
-    refused = wasi_nn("run", "--dialect", "witx", *arguments)
+    assert wasi_nn_here("run", "--dialect", "WasmEdge", *arguments).returncode == 0
+    refused = wasi_nn_here("run", "--dialect", "witx", *arguments)
     assert refused.returncode == 1
     assert "load_by_name_with_config" in refused.stderr
 
 
-def test_the_log_shows_llama_cpp_on_stderr_only(wasi_nn: Command, tiny_model_path: Path) -> None:
+def test_the_log_shows_llama_cpp_on_stderr_only(wasi_nn_here: Command, tiny_model_path: Path) -> None:
     arguments = ["run", "--nn-graph", f"d={tiny_model_path}", WASMEDGE, "d", "x", '{"temp": 0, "n-predict": 4}']
-    quiet, loud = wasi_nn(*arguments), wasi_nn("--log-level", "debug", *arguments)
+    quiet, loud = wasi_nn_here(*arguments), wasi_nn_here("--log-level", "debug", *arguments)
     assert quiet.stderr == ""
     assert "llama" in loud.stderr
     assert loud.stdout == quiet.stdout
 
 
-def test_the_examples_run(wasi_nn: Command, tiny_model_path: Path) -> None:
+def test_the_examples_run(wasi_nn_here: Command, tiny_model_path: Path) -> None:
     for module in ("ask.wasm", "wasmedge_stream.wasm"):
-        done = wasi_nn(
+        done = wasi_nn_here(
             "run", "--nn-graph", f"default={tiny_model_path},max_tokens=4", EXAMPLES / module, "default", "x"
         )
         assert done.returncode == 0, done.stderr

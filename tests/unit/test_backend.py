@@ -429,7 +429,7 @@ def test_all_engines_together_stay_within_the_memory_limit(tiny_model_path: Path
         first = backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 200_000})
         assert llama.models[0].contexts[0].n_sequences == 4
         backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 100_000})
-        assert llama.models[0].contexts[1].n_sequences == 2
+        assert llama.models[0].contexts[1].n_sequences == 1  # two would leave none for sessions that rest
         with pytest.raises(InvalidArgument, match="max_memory_mb"):
             backend.load_by_name_with_config(str(tiny_model_path), {"n_ctx": 300_000})
         first.unload()

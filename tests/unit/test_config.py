@@ -39,6 +39,7 @@ KEYS: list[tuple[str, str, tuple[str, ...], Any, Any]] = [
     ("model", "yarn_beta_fast", ("yarn_beta_fast",), 32, 32.0),
     ("model", "yarn_beta_slow", ("yarn_beta_slow",), 2, 2.0),
     ("model", "yarn_orig_ctx", ("yarn_orig_ctx",), 4096, 4096),
+    ("model", "embedding", ("embedding",), True, True),
     ("sampling", "temperature", ("temperature", "temp"), 0, 0.0),
     ("sampling", "top_p", ("top_p",), 0.5, 0.5),
     ("sampling", "top_k", ("top_k",), 7, 7),
@@ -56,6 +57,7 @@ KEYS: list[tuple[str, str, tuple[str, ...], Any, Any]] = [
     ("stopping", "reverse_prompt", ("reverse_prompt",), "User:", "User:"),
     ("stopping", "max_time_ms", ("max_time_ms", "max_inference_time_ms"), 250, 250),
     ("memory", "max_memory_mb", ("max_memory_mb",), 64, 64),
+    ("memory", "kv_layout", ("kv_layout",), "unified", "unified"),
     ("memory", "context_shifting", ("context_shifting",), False, False),
     ("memory", "n_keep_tokens", ("n_keep_tokens",), 7, 7),
     ("memory", "n_discard_tokens", ("n_discard_tokens",), 0, 0),
@@ -65,6 +67,9 @@ KEYS: list[tuple[str, str, tuple[str, ...], Any, Any]] = [
     ("memory", "cache_deletion_strategy", ("cache_deletion_strategy",), "fifo", "fifo"),
     ("memory", "enable_partial_cache_deletion", ("enable_partial_cache_deletion",), False, False),
     ("memory", "enable_token_cache_reuse", ("enable_token_cache_reuse",), False, False),
+    ("performance", "batch_processing", ("batch_processing",), False, False),
+    ("performance", "batch_size", (), 9, 9),
+    ("performance", "batch_timeout_ms", ("batch_timeout_ms",), 5, 5),
     ("session", "prompt_mode", ("prompt_mode",), "raw", "raw"),
     ("session", "system_prompt", ("system_prompt",), "Be brief.", "Be brief."),
     ("session", "chat_template", ("chat_template",), "{{ messages }}", "{{ messages }}"),
@@ -193,6 +198,11 @@ def test_every_spelling_reaches_its_key(
         resolved = getattr(getattr(resolve([layer]), section), key)
         assert (type(resolved), resolved) == (type(meaning), meaning)
     assert warnings_of(caplog) == []
+
+
+def test_the_step_s_batch_size_is_known_in_its_section_only() -> None:
+    settings = resolve([parse_layer({"batch_size": 7, "performance": {"batch-size": 3}}, name="test")])
+    assert (settings.model.batch_size, settings.performance.batch_size) == (7, 3)
 
 
 @pytest.mark.parametrize(("section", "key"), [(section, key) for section, key, *_ in KEYS])

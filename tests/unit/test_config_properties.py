@@ -22,7 +22,7 @@ relaxed = settings(deadline=None)
 
 NAMES = sorted({name for *_, names, _, _ in KEYS for name in names})
 SECTIONS = [*Settings.model_fields, "memory_policy", "runtime", "memory-policy"]
-UNSUPPORTED = ["embedding", "json-schema", "grammar"]
+UNSUPPORTED = ["reranking", "json-schema", "grammar"]
 
 #: Values that each key takes as they are.
 VALID: dict[tuple[str, str], st.SearchStrategy[Any]] = {
@@ -43,6 +43,7 @@ VALID: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("stopping", "max_tokens"): st.integers(1, 2**31 - 1) | st.integers(max_value=-1),
     ("stopping", "stop"): st.text(min_size=1) | st.lists(st.text(min_size=1), max_size=5),
     ("stopping", "max_time_ms"): st.integers(0, 2**31 - 1),
+    ("memory", "kv_layout"): st.sampled_from(["auto", "streams", "unified"]),
     ("memory", "max_memory_mb"): st.just(0) | st.integers(64, 2**31 - 1),
     ("session", "system_prompt"): st.none() | st.text(),
     ("session", "special"): st.booleans(),

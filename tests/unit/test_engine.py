@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from tests.fakes.llama import FakeContext, FakeLlama, FakeModel
-from wasi_nn_backend.engine import Engine, Generation, GenerationLimits
+from wasi_nn_backend.engine import Engine, EngineOptions, Generation, GenerationLimits, ShiftPolicy
 from wasi_nn_backend.errors import Cancelled, RuntimeFailure
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus, Greedy, ModelParams
 from wasi_nn_backend.output import FinishReason
 from wasi_nn_backend.scheduler import Request
 
 PROMPT = list(b"the prompt of a test")
+DEFAULTS = EngineOptions()
 
 
 @pytest.fixture
@@ -26,15 +28,16 @@ def model(tmp_path: Path) -> FakeModel:
     return FakeLlama().load_model(ModelParams(path))
 
 
-MakeEngine = Callable[[FakeContext], Engine]
+class MakeEngine(Protocol):
+    def __call__(self, context: FakeContext, options: EngineOptions = ...) -> Engine: ...
 
 
 @pytest.fixture
 def make_engine(model: FakeModel) -> Iterator[MakeEngine]:
     engines: list[Engine] = []
 
-    def make(context: FakeContext) -> Engine:
-        engines.append(Engine(context, model.vocabulary, time.monotonic))
+    def make(context: FakeContext, options: EngineOptions = DEFAULTS) -> Engine:
+        engines.append(Engine(context, model.vocabulary, time.monotonic, options))
         return engines[-1]
 
     yield make
@@ -46,9 +49,17 @@ def context_of(model: FakeModel, **params: int) -> FakeContext:
     return model.create_context(ContextParams(**({"n_ctx": 256, "n_sequences": 4, "n_batch": 32} | params)))
 
 
-def generation(model: FakeModel, number: int, *, prompt: list[int] = PROMPT, n_tokens: int = 20) -> Generation:
+def generation(
+    model: FakeModel,
+    number: int,
+    *,
+    prompt: list[int] = PROMPT,
+    n_tokens: int = 20,
+    shift: ShiftPolicy | None = None,
+) -> Generation:
     request = Request(id=number, session_id=number, tokens=[*prompt, ord("0") + number % 10])
-    return Generation(request, model.create_sampler([Greedy()]), GenerationLimits(n_tokens_max=n_tokens), streams=False)
+    limits = GenerationLimits(n_tokens_max=n_tokens, shift=shift)
+    return Generation(request, model.create_sampler([Greedy()]), limits, streams=False)
 
 
 def run(engine: Engine, *generations: Generation) -> list[bytes]:
@@ -63,9 +74,13 @@ class Faulty(FakeContext):
     """Fails one decode in the way a test asks for."""
 
     fault: DecodeStatus | Exception | None = None
+    n_faults = 1
 
     def decode(self, batch: DecodeBatch) -> DecodeStatus:
-        fault, self.fault = self.fault, None
+        fault = self.fault
+        self.n_faults -= fault is not None
+        if self.n_faults <= 0:
+            self.fault, self.n_faults = None, 1
         if isinstance(fault, Exception):
             super().decode(batch)  # what lies in the memory afterwards is anybody's guess
             raise fault
@@ -86,10 +101,12 @@ class Faulty(FakeContext):
 def test_a_fault_ends_what_it_struck_and_nothing_else(
     model: FakeModel, make_engine: MakeEngine, fault: Exception | DecodeStatus
 ) -> None:
+    """No room is a fault where it stays so with nothing else in the cache."""
     context = Faulty(model, ContextParams(n_ctx=256, n_sequences=4, n_batch=32))
     engine = make_engine(context)
     [expected] = run(engine, generation(model, 1))
     context.fault = fault
+    context.n_faults = 2 if fault is DecodeStatus.NO_ROOM else 1
     struck = generation(model, 2)
     run(engine, struck)
     assert struck.finish_reason is FinishReason.ERROR
@@ -97,6 +114,20 @@ def test_a_fault_ends_what_it_struck_and_nothing_else(
     assert run(engine, generation(model, 1)) == [expected]
     [again] = run(engine, generation(model, 2))
     assert again == run(make_engine(context_of(model)), generation(model, 2))[0]
+
+
+def test_no_room_is_found_room_for(model: FakeModel, make_engine: MakeEngine) -> None:
+    """Idle sessions leave the cache first, then those that run, but for one; nobody's text changes."""
+    expected = run(make_engine(context_of(model)), *(generation(model, i) for i in range(4)))
+    context = Faulty(model, ContextParams(n_ctx=256, n_sequences=4, n_batch=32))
+    engine = make_engine(context)
+    assert run(engine, generation(model, 0)) == expected[:1]
+    context.fault, context.n_faults = DecodeStatus.NO_ROOM, 3
+    runs = [generation(model, i) for i in range(1, 4)]
+    assert run(engine, *runs) == expected[1:]
+    assert context.fault is None
+    assert sum(each.request.n_interruptions for each in runs) >= 1
+    assert engine.statistics().n_tokens_evicted > 0
 
 
 def test_an_aborted_step_is_done_again(model: FakeModel, make_engine: MakeEngine) -> None:
@@ -247,3 +278,84 @@ def test_closing_ends_everything_that_waits(model: FakeModel, make_engine: MakeE
         engine.submit(generation(model, 9))
     engine.forget_session(1)  # a closed engine has no cells: nothing to do
     engine.close()
+
+
+def expect_elsewhere(engine: Engine, *session_ids: int) -> None:
+    """Announce prompts on another thread, which may submit them while this one waits."""
+    announcing = threading.Thread(target=lambda: [engine.expect(session_id) for session_id in session_ids])
+    announcing.start()
+    announcing.join()
+
+
+def test_a_batch_waits_for_announced_company_and_no_longer(model: FakeModel, make_engine: MakeEngine) -> None:
+    """Announced sessions start in one step, also when they come late; who is alone starts at once."""
+    context = context_of(model)
+    sizes: list[int] = []
+    context.before_decode = lambda batch: sizes.append(len(set(batch.sequence_ids)))
+    engine = make_engine(context, options=EngineOptions(company_wait_s=600.0))
+    expect_elsewhere(engine, *range(3))
+    runs = [generation(model, n, prompt=[65 + n] * 9, n_tokens=2) for n in range(3)]
+    engine.submit(runs[0])
+    engine.submit(runs[1])
+    assert engine.statistics().n_steps == 0
+    engine.submit(runs[2])
+    assert all(each.wait(30) for each in runs)
+    assert sizes[0] == 3
+    run(engine, generation(model, 3, n_tokens=2))
+    assert sizes[-1] == 1
+
+
+def test_company_that_does_not_come_is_waited_for_once(model: FakeModel, make_engine: MakeEngine) -> None:
+    engine = make_engine(context_of(model), options=EngineOptions(company_wait_s=0.001))
+    expect_elsewhere(engine, 77)
+    run(engine, generation(model, 1))
+    late = make_engine(context_of(model), options=EngineOptions(company_wait_s=600.0))
+    expect_elsewhere(late, 77)
+    waiting = generation(model, 1)
+    late.submit(waiting)
+    assert late.statistics().n_steps == 0
+    late.dismiss(77)
+    assert waiting.wait(30)
+
+
+def test_nobody_waits_for_what_the_same_thread_has_announced(model: FakeModel, make_engine: MakeEngine) -> None:
+    """A guest that has set two prompts computes one after the other."""
+    engine = make_engine(context_of(model), options=EngineOptions(company_wait_s=600.0))
+    engine.expect(1)
+    engine.expect(2)
+    run(engine, generation(model, 1))
+
+
+def test_one_request_at_a_time_when_batches_are_off(model: FakeModel, make_engine: MakeEngine) -> None:
+    context = context_of(model)
+    sizes: list[int] = []
+    context.before_decode = lambda batch: sizes.append(len(set(batch.sequence_ids)))
+    engine = make_engine(context, options=EngineOptions(n_running_max=1))
+    expected = run(make_engine(context_of(model)), *(generation(model, i) for i in range(3)))
+    assert run(engine, *(generation(model, i) for i in range(3))) == expected
+    assert set(sizes) == {1}
+
+
+def test_steps_hold_no_more_tokens_than_they_may(model: FakeModel, make_engine: MakeEngine) -> None:
+    context = context_of(model)
+    sizes: list[int] = []
+    context.before_decode = lambda batch: sizes.append(len(batch))
+    run(make_engine(context, options=EngineOptions(n_tokens_step_max=3)), *(generation(model, i) for i in range(3)))
+    assert max(sizes) == 3
+
+
+class Unmovable(FakeContext):
+    """Like a memory whose positions cannot be moved."""
+
+    def __init__(self, model: FakeModel, params: ContextParams) -> None:
+        super().__init__(model, params)
+        self.can_shift = False
+
+
+def test_a_full_window_is_computed_again_where_cells_cannot_move(model: FakeModel, make_engine: MakeEngine) -> None:
+    engine = make_engine(Unmovable(model, ContextParams(n_ctx=64, n_sequences=1, n_batch=32)))
+    shifting = generation(model, 1, n_tokens=200, shift=ShiftPolicy(n_keep=4, n_discard=20))
+    run(engine, shifting)
+    assert (shifting.finish_reason, shifting.n_tokens_output) == (FinishReason.LENGTH, 200)
+    assert shifting.request.n_tokens_shifted >= 120
+    assert shifting.request.n_tokens_recomputed > 0

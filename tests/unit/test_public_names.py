@@ -47,7 +47,7 @@ PUBLIC_NAMES = [
 #: What callers may rely on, in the order in which they call it.
 METHODS = {
     "Backend": ["register", "load", "load_by_name", "load_by_name_with_config", "close"],
-    "Graph": ["alive", "model", "init_execution_context", "unload"],
+    "Graph": ["alive", "model", "init_execution_context", "embed", "unload"],
     "ExecutionContext": [
         "set_input",
         "compute",

@@ -46,10 +46,12 @@ class Simulation:
     goals: dict[int, int] = field(default_factory=dict)  # request id -> tokens to generate
     cancelled: set[int] = field(default_factory=set)
     log: list[list[tuple[int, int, int]]] = field(default_factory=list)  # each step's (request, stream, n_tokens)
+    n_cells: int | None = None  # that all streams share
+    n_running_max: int | None = None
 
     def __post_init__(self) -> None:
-        self.pool = StreamPool(self.n_streams, N_CTX)
-        self.scheduler = Scheduler(self.pool, self.n_batch)
+        self.pool = StreamPool(self.n_streams, N_CTX, n_cells=self.n_cells)
+        self.scheduler = Scheduler(self.pool, self.n_batch, self.n_running_max)
         self.memory = PlainMemory(self.pool)
         self.results: dict[int, list[int]] = {}
 
@@ -78,7 +80,10 @@ class Simulation:
         self.log.append([(chunk.request.id, chunk.stream, chunk.n_tokens) for chunk in plan.chunks])
         for chunk in plan.chunks:
             self.run(chunk)
-        assert self.pool.n_cells_used == sum(len(cells) for cells in self.memory.streams)
+        if self.n_cells is None:
+            assert self.pool.n_cells_used == sum(len(cells) for cells in self.memory.streams)
+        else:
+            assert self.pool.n_cells_used == self.memory.n_distinct_cells() <= self.n_cells
         return plan
 
     def check(self, plan: StepPlan) -> None:
@@ -88,7 +93,7 @@ class Simulation:
         assert streams == sorted(streams)
         served = [chunk.request for chunk in plan.chunks]
         left_out = [r for r in self.requests if r.state is RequestState.RUNNING and r not in served]
-        if any(request.n_tokens_pending == 1 for request in left_out):
+        if any(request.n_tokens_pending == 1 for request in left_out) and self.n_cells is None:
             assert all(r.n_tokens_pending == 1 for r in served), "a prompt took a generation's place"
             assert len(served) == self.n_batch
         held = {request.stream for request in self.requests if request.stream is not None}
@@ -102,10 +107,11 @@ class Simulation:
             and request.session_id not in sessions
             and not any(common_prefix_length(r.tokens, request.tokens) > r.n_tokens_computed for r in running)
         ]
-        if waiting:
+        if waiting and self.n_cells is None and self.n_running_max is None:
             assert len(held) == self.n_streams, "a request waits beside a free stream"
             holders = [request for request in self.requests if request.stream is not None]
             assert all(request.state is RequestState.RUNNING for request in holders), "a paused request blocks one"
+        assert len(served) <= (self.n_running_max or self.n_streams)
         assert bool(plan.chunks) == any(request.state is RequestState.RUNNING for request in self.requests)
 
     def run(self, chunk: Chunk) -> None:
@@ -221,12 +227,19 @@ _events = st.one_of(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
-@given(st.lists(_events, max_size=60), st.integers(1, 4), st.integers(1, 9))
+@settings(derandomize=True, deadline=None, max_examples=250)
+@given(
+    st.lists(_events, max_size=60),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.none() | st.integers(N_CTX, 3 * N_CTX),
+    st.none() | st.integers(1, 2),
+)
 def test_under_any_events_all_that_is_not_cancelled_finishes_as_if_alone(
-    events: list[tuple], n_streams: int, n_batch: int
+    events: list[tuple], n_streams: int, n_batch: int, n_cells: int | None, n_running_max: int | None
 ) -> None:
-    simulation = Simulation(n_streams, n_batch)
+    """In streams, and in a cache that is too small for all."""
+    simulation = Simulation(n_streams, n_batch, n_cells=n_cells, n_running_max=n_running_max)
     for name, *values in events:
         requests = simulation.requests
         if name == "add":
@@ -369,3 +382,67 @@ def test_other_salts_do_not_wait_for_each_other() -> None:
     second.salt = "another tenant"
     assert {chunk.request for chunk in simulation.scheduler.plan().chunks} == {first, second}
     assert second.n_tokens_shared == 0
+
+
+def test_in_a_full_cache_the_last_to_come_is_interrupted_and_goes_on_as_if_nothing_had_been() -> None:
+    simulation = Simulation(3, 60, n_cells=2 * N_CTX + 6)
+    requests = [simulation.add(n, [n] * 12, 12) for n in range(3)]
+    while len(simulation.unfinished()) == 3:
+        simulation.step()
+    assert [request.n_interruptions for request in requests] == [0, 0, 1]
+    assert requests[2].state is RequestState.WAITING
+    assert list(simulation.memory.host) == [2]
+    simulation.run_to_the_end()
+    assert requests[2].n_tokens_recomputed == 0
+
+
+def test_a_low_priority_is_interrupted_before_one_that_came_later() -> None:
+    simulation = Simulation(3, 30, n_cells=2 * N_CTX)
+    requests = [simulation.add(n, [n] * 12, 12) for n in range(3)]
+    requests[0].priority = -1
+    simulation.run_to_the_end()
+    assert [request.n_interruptions for request in requests] == [1, 0, 0]
+
+
+def test_idle_sessions_leave_a_full_cache_before_anybody_is_interrupted() -> None:
+    simulation = Simulation(4, 30, n_cells=2 * N_CTX)
+    for n in range(2):
+        simulation.add(n, [n] * 16, 4)
+    simulation.run_to_the_end()
+    requests = [simulation.add(n, [n] * 12, 12) for n in range(2, 4)]
+    simulation.run_to_the_end()
+    assert [request.n_interruptions for request in requests] == [0, 0]
+    assert set(simulation.memory.host) == {0, 1}
+
+
+def test_a_shared_prefix_takes_its_cells_once() -> None:
+    simulation = Simulation(8, 30, n_cells=2 * N_CTX)
+    requests = [simulation.add(n, [*SYSTEM_PROMPT[:18], n], 3) for n in range(8)]
+    simulation.step()
+    assert len(simulation.step().chunks) == 8
+    simulation.run_to_the_end()
+    assert sum(request.n_interruptions for request in requests) == 0
+
+
+def test_one_at_a_time() -> None:
+    simulation = Simulation(4, 30, n_running_max=1)
+    for n in range(4):
+        simulation.add(n, [n] * 3, 3)
+    simulation.run_to_the_end()
+    assert all(len(chunks) == 1 for chunks in simulation.log)
+    assert [request_id for chunks in simulation.log for request_id, *_ in chunks] == sorted([0, 1, 2, 3] * 3)
+
+
+@pytest.mark.parametrize("n_cells", [None, 3 * N_CTX])
+def test_a_shift_by_recomputing_goes_on_with_the_cut_window(n_cells: int | None) -> None:
+    simulation = Simulation(2, 30, n_cells=n_cells)
+    request = simulation.add(1, list(range(20)), 30)
+    simulation.step()
+    while len(request.tokens) < N_CTX:
+        simulation.step()
+    simulation.memory.apply(simulation.scheduler.shift_by_recomputing(request, 4, 10))
+    assert request.tokens[:5] == [0, 1, 2, 3, 14]
+    assert (len(request.tokens), request.n_tokens_computed, request.n_tokens_recomputed) == (N_CTX - 10, 4, 9)
+    simulation.step()
+    assert request.n_tokens_pending == 1
+    assert simulation.pool.n_cells_used == N_CTX - 10

@@ -308,6 +308,8 @@ def test_a_fixed_number_stays(tmp_path: Path) -> None:
         ({"threads": 2}, 1),
         ({"flash_attention": "off"}, 3),
         ({"flash_attention": "on"}, 1),
+        ({"flash_attention": "on", "n_ctx": 256}, 3),
+        ({"flash_attention": "on", "n_ctx": 257}, 1),
         ({"cache_type_v": "q8_0"}, 1),
         ({"cache_type_k": "q8_0"}, 3),
     ],

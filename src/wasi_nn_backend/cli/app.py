@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from shutil import get_terminal_size
 from typing import Annotated
 
@@ -38,6 +37,8 @@ inspect.register(app)
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
+    from importlib.metadata import PackageNotFoundError, version  # as slow as the rest of this module's imports
+
     try:
         print(f"wasi-nn {version(_DISTRIBUTION)}")
     except PackageNotFoundError:

@@ -139,9 +139,10 @@ def gguf_report(file: Path) -> Report:
 
     summary = read_gguf_summary(file)
     kv_type = cache_type("f16", "the cache")
-    kv_bytes = summary.kv_shape.bytes_per_token(kv_type, kv_type)
+    kv_bytes = 0 if summary.is_encoder else summary.kv_shape.bytes_per_token(kv_type, kv_type)
     quantisation = summary.file_type.removeprefix("MOSTLY_").removeprefix("ALL_")
     template = summary.chat_template
+    chat = _first_line(template) if template else "none: a chat is written in the ChatML format"
     parts = f", the first of {summary.n_splits} parts" if summary.n_splits > 1 else ""
     return Report(
         values={
@@ -157,6 +158,7 @@ def gguf_report(file: Path) -> Report:
             "n_ctx_train": summary.n_ctx_train,
             "n_vocab": summary.n_vocab,
             "tokenizer": summary.tokenizer,
+            "is_encoder": summary.is_encoder,
             "kv_bytes_per_token": kv_bytes,
             "chat_template": template,
         },
@@ -168,8 +170,11 @@ def gguf_report(file: Path) -> Report:
             ("Quantisation", [quantisation]),
             ("Context", [f"{summary.n_ctx_train:,} tokens in training"]),
             ("Vocabulary", [f"{summary.n_vocab:,} tokens ({summary.tokenizer})"]),
-            ("KV memory", [f"{format_bytes(kv_bytes)} a token (f16)"]),
-            ("Chat template", [_first_line(template) if template else "none: a chat is written in the ChatML format"]),
+            *(
+                [("Gives", ["embeddings, no text"])]
+                if summary.is_encoder
+                else [("KV memory", [f"{format_bytes(kv_bytes)} a token (f16)"]), ("Chat template", [chat])]
+            ),
         ],
     )
 

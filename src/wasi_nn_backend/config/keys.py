@@ -10,6 +10,7 @@ from typing import Final
 from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.config.memory import MemorySettings
 from wasi_nn_backend.config.model import ModelSettings
+from wasi_nn_backend.config.performance import PerformanceSettings
 from wasi_nn_backend.config.sampling import SamplingSettings
 from wasi_nn_backend.config.section import OutsidePolicy, Section, key_of
 from wasi_nn_backend.config.session import SessionSettings
@@ -28,6 +29,7 @@ SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
         "sampling": SamplingSettings,
         "stopping": StoppingSettings,
         "memory": MemorySettings,
+        "performance": PerformanceSettings,
         "session": SessionSettings,
     }
 )
@@ -45,7 +47,6 @@ class Unsupported:
 #: they mean nothing; switched on they must not be passed over in silence, whatever is done with unknown keys.
 UNSUPPORTED: Final[Mapping[str, Unsupported]] = MappingProxyType(
     {
-        "embedding": Unsupported(bool, "embeddings instead of text"),
         "reranking": Unsupported(bool, "ranking scores instead of text"),
         "grammar": Unsupported(str, "output held to a grammar"),
         "json_schema": Unsupported(str, "output held to a JSON schema"),
@@ -96,6 +97,8 @@ def _build_top_level(members: Mapping[str, Mapping[str, Target]]) -> Mapping[str
     top_level: dict[str, Target] = {}
     for names in members.values():
         for name, target in names.items():
+            if key_of(SECTIONS[target.section].model_fields[target.key]).nested_only:
+                continue
             if name in members or top_level.setdefault(name, target) != target:
                 raise TypeError(f"the key {name!r} would be ambiguous at the top level; give it another spelling")
     return MappingProxyType(top_level)

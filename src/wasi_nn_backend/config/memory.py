@@ -14,7 +14,10 @@ CacheStrategy = Literal["lru", "fifo", "smart"]
 
 
 class MemorySettings(Section):
-    """``max_memory_mb`` is in MiB, over the cells of all graphs and the states in host memory; 0 sets no limit, less
+    """``kv_layout`` says whose the cells are: in ``streams`` each sequence has its own, in ``unified`` all share one
+    pool, so that a sequence may take what others do not need; ``auto`` measures which is faster.
+
+    ``max_memory_mb`` is in MiB, over the cells of all graphs and the states in host memory; 0 sets no limit, less
     than 64 could not hold the smallest cache.
 
     ``context_shifting`` lets a run with a token limit go on when its window is full: the first ``n_keep_tokens`` stay,
@@ -23,6 +26,7 @@ class MemorySettings(Section):
     host memory and the cells fill more than ``memory_pressure_threshold`` of ``max_memory_mb``.
     """
 
+    kv_layout: Literal["auto", "streams", "unified"] = "auto"
     context_shifting: bool = True
     n_keep_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = 128
     n_discard_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = 256

@@ -86,8 +86,10 @@ _YarnValue = Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
 class ModelSettings(Section):
     """Token counts are for one sequence. Zero RoPE and negative YaRN values leave the model's own in force.
 
-    ``n_ctx`` 0 is the model's training length. ``threads`` None lets the engine choose. ``tensor_split`` has one share
-    a device; empty leaves the split to llama.cpp. ``resolve`` lowers ``ubatch_size`` to ``batch_size``.
+    ``n_ctx`` 0 is the model's training length. ``threads`` None lets the engine choose. ``flash_attention`` "auto"
+    measures whether it is faster on this CPU, and leaves it to llama.cpp on a GPU. ``tensor_split`` has one share a
+    device; empty leaves the split to llama.cpp. ``resolve`` lowers ``ubatch_size`` to ``batch_size``. ``embedding``
+    asks for the prompt's vector instead of a continuation.
     """
 
     n_ctx: Annotated[int, Field(le=INT32_MAX), zero_or_at_least(128), Key(("ctx_size",), outside="error")] = 2048
@@ -119,3 +121,4 @@ class ModelSettings(Section):
     yarn_beta_fast: _YarnValue = -1.0
     yarn_beta_slow: _YarnValue = -1.0
     yarn_orig_ctx: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
+    embedding: bool = False

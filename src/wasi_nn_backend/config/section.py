@@ -46,13 +46,15 @@ class Key:
     """How users write a key, put into the ``Annotated`` of its field.
 
     ``spellings`` are further names in snake_case (kebab-case is always accepted too). ``negations`` are names that
-    mean the opposite of a boolean key. ``also_in`` are other sections in which the key may stand.
+    mean the opposite of a boolean key. ``also_in`` are other sections in which the key may stand. ``nested_only`` keys
+    are known in their section only: at the top level the name is another section's.
     """
 
     spellings: tuple[str, ...] = ()
     outside: OutsidePolicy = "clamp"
     negations: tuple[str, ...] = ()
     also_in: tuple[str, ...] = ()
+    nested_only: bool = False
 
 
 def key_of(field: FieldInfo) -> Key:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.config.memory import MemorySettings
 from wasi_nn_backend.config.model import ModelSettings
+from wasi_nn_backend.config.performance import PerformanceSettings
 from wasi_nn_backend.config.sampling import SamplingSettings
 from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.config.stopping import StoppingSettings
@@ -24,4 +25,5 @@ class Settings(BaseModel):
     sampling: SamplingSettings = SamplingSettings()
     stopping: StoppingSettings = StoppingSettings()
     memory: MemorySettings = MemorySettings()
+    performance: PerformanceSettings = PerformanceSettings()
     session: SessionSettings = SessionSettings()

@@ -6,12 +6,11 @@ import threading
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from wasi_nn_backend.engine.waiting import wait_for
 from wasi_nn_backend.errors import WasiNNError
 from wasi_nn_backend.llama.interface import Sampler
 from wasi_nn_backend.output import FinishReason, TextAssembler
 from wasi_nn_backend.scheduler import Request
-
-_WAKE_UP_S = 0.25
 
 __all__ = ["Generation", "GenerationLimits", "Piece", "ShiftPolicy"]
 
@@ -95,14 +94,10 @@ class Generation:
     # The consumer's side.
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until the generation is over; False after ``timeout_s``. Signals interrupt it on the main thread.
-
-        In slices: where the kernel hands Ctrl-C to another thread, a main thread that waits for a lock sleeps on.
-        """
+        """Block until the generation is over; False after ``timeout_s``. Signals interrupt it on the main thread."""
         if timeout_s is not None:
             return self._done.wait(timeout_s)
-        while not self._done.wait(_WAKE_UP_S):
-            pass
+        wait_for(self._done)
         return True
 
     def next_piece(self) -> Piece | None:

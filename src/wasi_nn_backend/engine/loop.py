@@ -1,37 +1,32 @@
 """The engine: one thread owns one llama context and steps while there is work.
 
-``step`` reads as the system works: plan, apply KV operations, decode, sample, commit. Everything else here is the door
-for other threads: they leave commands in an inbox, so that the scheduler and the KV accounting need no locks.
+``step`` reads as the system works: plan, apply KV operations, decode, sample, commit. The methods above it are for
+other threads: they leave commands in an inbox.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal
 
-from wasi_nn_backend.engine.batch import fill_batch
+from wasi_nn_backend.engine.decoder import Decoder
 from wasi_nn_backend.engine.generation import Generation, GenerationLimits
-from wasi_nn_backend.engine.memory import SequenceMemory
-from wasi_nn_backend.engine.statistics import EngineStatistics
-from wasi_nn_backend.engine.threads import ThreadTuner
+from wasi_nn_backend.engine.inbox import Inbox
+from wasi_nn_backend.engine.memory import ExportedCells, SequenceMemory
+from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
 from wasi_nn_backend.errors import Cancelled, ContextFull, RuntimeFailure, WasiNNError
-from wasi_nn_backend.kvcache import PoolLimits, StreamPool
-from wasi_nn_backend.llama.interface import Context, DecodeBatch, DecodeStatus, Vocabulary
+from wasi_nn_backend.kvcache import KvOperation, PoolLimits, StreamPool
+from wasi_nn_backend.llama.interface import Context, DecodeStatus, KvLayout, Vocabulary
 from wasi_nn_backend.output import FinishReason
 from wasi_nn_backend.scheduler import Chunk, Scheduler, StepPlan
 
 __all__ = ["Engine", "EngineOptions"]
 
 _log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 _NO_PLAN = StepPlan((), ())
 
@@ -40,14 +35,23 @@ _NO_PLAN = StepPlan((), ())
 class EngineOptions:
     """``n_ctx`` is one sequence's window in tokens, None the context's own; ``kv_bytes`` what the context's cells take.
 
-    ``n_threads_max`` above 1 lets the engine choose the number of threads of each decode, up to it; 1 leaves it as the
-    context has it.
+    ``n_cells`` is how many cells all sequences share, None where each has its own. ``n_tokens_step_max`` bounds a
+    step's tokens (None: the context's batch), ``n_running_max`` its sequences (None: all). ``company_wait_s`` is the
+    longest that a first step waits for prompts that are announced. ``n_threads_max`` above 1 lets the engine choose the
+    number of threads of each decode, up to it; 1 leaves it as the context has it. ``kv_layout`` and ``flash_attention``
+    say what was chosen for the context.
     """
 
     n_ctx: int | None = None
     kv_bytes: int = 0
+    n_cells: int | None = None
     limits: PoolLimits | None = None
+    n_tokens_step_max: int | None = None
+    n_running_max: int | None = None
+    company_wait_s: float = 0.0
     n_threads_max: int = 1
+    kv_layout: KvLayout = "streams"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
 
 
 class Engine:
@@ -66,27 +70,25 @@ class Engine:
         # llama.cpp rounds up; users get what they asked for
         self.n_ctx = min(context.n_ctx, options.n_ctx or context.n_ctx)
         self.n_sequences = context.n_sequences
+        self.kv_layout = options.kv_layout
+        self.flash_attention = options.flash_attention
         self.kv_bytes = options.kv_bytes  # what the context's cells take, for the accounting over several engines
         self._context = context
         self._vocabulary = vocabulary
         self._clock = clock
-        self._pool = StreamPool(context.n_sequences, self.n_ctx, options.limits)
+        self._pool = StreamPool(context.n_sequences, self.n_ctx, options.limits, options.n_cells)
         self._memory = SequenceMemory(context, self._pool)
-        self._scheduler = Scheduler(self._pool, context.n_batch)
+        self.n_tokens_step_max = min(options.n_tokens_step_max or context.n_batch, context.n_batch)
+        self._scheduler = Scheduler(self._pool, self.n_tokens_step_max, options.n_running_max)
+        self._decoder = Decoder(context, clock, options.n_threads_max)
         self._generations: dict[int, Generation] = {}
         self._timed: set[Generation] = set()  # those with a time limit
         self._counts = EngineStatistics()
-        self._tuner = ThreadTuner(options.n_threads_max) if options.n_threads_max > 1 else None
-        self._n_threads: int | None = None  # None: as the context was created
-        self._batch = DecodeBatch()
+        self._session_counts: dict[int, SessionStatistics] = {}
         self._pieces: dict[int, bytes] = {}
         self._pieces_special: dict[int, bytes] = {}
         self._plan = _NO_PLAN  # the step that runs now
-        self._prompting: frozenset[int] = frozenset()  # requests whose prompt is in the decode that runs now
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()
-        self._closing = False
-        self._pid = os.getpid()
+        self._inbox = Inbox(clock, options.company_wait_s)
         self._thread = threading.Thread(target=self._run, name="wasi-nn-engine", daemon=True)
         self._thread.start()
 
@@ -95,105 +97,80 @@ class Engine:
     def submit(self, generation: Generation) -> None:
         """Queue a generation. Raises ``RuntimeFailure`` when the engine is closed."""
         generation.submitted_s = self._clock()
-        self._send(lambda: self._start(generation))
+        self._inbox.send(lambda: self._start(generation), generation.request.session_id)
+
+    def expect(self, session_id: int) -> None:
+        """A session has its next prompt and will submit it soon: a batch that begins just before may wait for it."""
+        self._inbox.expect(session_id)
+
+    def dismiss(self, session_id: int) -> None:
+        """Expect a session no longer."""
+        self._inbox.dismiss(session_id)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation at the next step, or in the middle of its prompt. Without effect when it is done."""
         if generation.done:
             return
         try:
-            self._send(lambda: self._finish(generation, FinishReason.CANCELLED, Cancelled("the run was cancelled")))
+            self._inbox.send(
+                lambda: self._finish(generation, FinishReason.CANCELLED, Cancelled("the run was cancelled"))
+            )
         except RuntimeFailure:
             return  # closing ends it anyway
-        if generation.request.id in self._prompting:  # a prompt's batch may take seconds; one token's step may not
-            self._context.request_abort()
+        self._decoder.abort(generation.request.id)
 
     def grant(self, generation: Generation, n_tokens: int) -> None:
         """Let a generation with limited credit go on for ``n_tokens`` more."""
-        self._send(lambda: self._scheduler.grant(generation.request, n_tokens))
+        self._inbox.send(lambda: self._scheduler.grant(generation.request, n_tokens))
 
     def forget_session(self, session_id: int, *, wait: bool = True) -> None:
         """Free a closed session's cells; ``wait`` until they are. Its generations must be done or cancelled."""
         try:
-            forgotten = self._ask(lambda: self._memory.apply(self._pool.forget_session(session_id)))
+            forgotten = self._inbox.ask(lambda: self._forget_session(session_id))
         except RuntimeFailure:
             return  # a closed engine has no cells
         if wait and (error := forgotten.exception()) is not None:
             _log.error("session %d's cells could not be freed", session_id, exc_info=error)
 
-    def export_session(self, session_id: int) -> tuple[tuple[int, ...], bytes]:
+    def export_session(self, session_id: int) -> ExportedCells:
         """A session's cached tokens and their cells, for the disk. Its runs must be over."""
-        return self._ask(lambda: self._memory.export(session_id)).result()
+        return self._inbox.ask(lambda: self._memory.export(session_id)).result()
 
-    def adopt_session(self, session_id: int, tokens: tuple[int, ...], state: bytes, salt: str) -> None:
+    def adopt_session(self, session_id: int, cells: ExportedCells, salt: str) -> None:
         """Take over the cells of a session that was saved, so that it need not compute them again."""
-        self._ask(lambda: self._memory.adopt(session_id, tokens, state, salt)).result()
+        self._inbox.ask(lambda: self._memory.adopt(session_id, cells, salt)).result()
+
+    def session_statistics(self, session_id: int) -> SessionStatistics:
+        """One session's figures, read between two steps. Raises ``RuntimeFailure`` when the engine is closed."""
+        return self._inbox.ask(lambda: self._read_session(session_id)).result()
 
     def statistics(self) -> EngineStatistics:
         """What has happened until now, read between two steps."""
-        return self._ask(self._read_statistics).result()
+        return self._inbox.ask(self._read_statistics).result()
 
     def close(self) -> None:
         """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""
-        if os.getpid() != self._pid:
+        if self._inbox.is_foreign:
             return  # the thread stayed behind in the parent, and the context is the parent's
-        with self._wake:
-            already_closing, self._closing = self._closing, True
-            self._wake.notify()
-        if not already_closing:
+        if self._inbox.close():
             self._context.request_abort()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def _ask(self, question: Callable[[], _T]) -> Future[_T]:
-        """Have the engine's thread work something out between two steps."""
-        answer: Future[_T] = Future()
-
-        def carry_out() -> None:
-            try:
-                answer.set_result(question())
-            except BaseException as error:  # raised again where the answer is asked for
-                answer.set_exception(error)
-
-        self._send(carry_out)
-        return answer
-
-    def _send(self, command: Callable[[], None]) -> None:
-        if os.getpid() != self._pid:
-            raise RuntimeFailure("the model was loaded before this process was forked: load it again in this process")
-        with self._wake:
-            if self._closing:
-                raise RuntimeFailure("the engine is closed: its graph was unloaded or the backend was closed")
-            self._inbox.append(command)
-            self._wake.notify()
 
     # The engine's thread.
 
     def _run(self) -> None:
         try:
-            while self._take_commands():
+            while self._inbox.take(self._has_work):
+                if self._scheduler.is_about_to_begin:
+                    self._inbox.wait_for_company()
                 if self._scheduler.has_work:
                     self._step_guarded()
         finally:
             self._shut_down()
 
-    def _take_commands(self) -> bool:
-        """Carry out the inbox, waiting for it when there is nothing else to do. False when closing."""
-        with self._wake:
-            while not (self._inbox or self._closing or self._scheduler.has_work):
-                self._wake.wait()
-            commands = list(self._inbox)
-            self._inbox.clear()
-            closing = self._closing
-        for command in commands:
-            self._carry_out(command)
-        return not closing
-
-    def _carry_out(self, command: Callable[[], None]) -> None:
-        try:
-            command()
-        except Exception:  # a fault of this package: it must not end everybody's session
-            _log.exception("a command to the engine failed")
+    def _has_work(self) -> bool:
+        return self._scheduler.has_work
 
     def _step_guarded(self) -> None:
         """A fault ends the generations that it struck, never the thread: the others' sessions live on."""
@@ -227,27 +204,34 @@ class Engine:
         self._plan = plan = self._scheduler.plan()
         if not self._apply(plan) or not plan.chunks:
             return
-        rows = fill_batch(self._batch, plan)
-        status = self._decode(plan)
-        if status is DecodeStatus.ABORTED:
+        status, rows = self._decoder.decode(plan)
+        if status is not DecodeStatus.DONE:
             self._undo(plan)
+            if status is DecodeStatus.NO_ROOM:
+                self._make_room(plan)
             return
-        if status is DecodeStatus.NO_ROOM:
-            raise RuntimeFailure(
-                f"llama.cpp found no room for a batch of {plan.n_tokens} tokens: "
-                f"lower model.n_ctx or backend.max_concurrent, or unload other graphs"
-            )
         tokens = self._sample(plan, rows)
         self._commit(plan, tokens)
 
     def _apply(self, plan: StepPlan) -> bool:
         """False when the plan no longer holds: a stream had to be cleared, and its request starts from nothing."""
-        if not plan.operations:
-            return True
-        cleared = self._memory.apply(plan.operations)
+        return not plan.operations or self._move_cells(plan.operations)
+
+    def _move_cells(self, operations: Iterable[KvOperation]) -> bool:
+        cleared = self._memory.apply(operations)
         for stream in cleared:
             self._scheduler.restart(stream)
         return not cleared
+
+    def _make_room(self, plan: StepPlan) -> None:
+        """llama.cpp found fewer cells than the books say: the next step tries with one session fewer in the cache."""
+        operations = self._scheduler.make_room()
+        if operations is None:
+            raise RuntimeFailure(
+                f"llama.cpp found no room for a batch of {plan.n_tokens} tokens, with nothing else in the cache: "
+                f"lower model.n_ctx or model.batch_size"
+            )
+        self._move_cells(operations)
 
     def _expire(self) -> None:
         """End runs whose time is over, also those that wait or still compute their prompt."""
@@ -257,27 +241,8 @@ class Engine:
                 if now_s - generation.submitted_s >= (generation.limits.duration_max_s or 0):
                     self._finish(generation, FinishReason.TIME)
 
-    def _decode(self, plan: StepPlan) -> DecodeStatus:
-        self._prompting = frozenset(chunk.request.id for chunk in plan.chunks if chunk.n_tokens > 1)
-        try:
-            return self._context.decode(self._batch) if self._tuner is None else self._decode_tuned(self._tuner, plan)
-        finally:
-            self._prompting = frozenset()
-
-    def _decode_tuned(self, tuner: ThreadTuner, plan: StepPlan) -> DecodeStatus:
-        """Decode with the number of threads that was fastest lately, or with another one to see how fast that is."""
-        start_s = self._clock()
-        n_threads = tuner.choose(plan.n_tokens, prompt=bool(self._prompting), now_s=start_s)
-        if n_threads != self._n_threads:
-            self._context.set_n_threads(n_threads)
-            self._n_threads = n_threads
-        status = self._context.decode(self._batch)
-        if status is DecodeStatus.DONE and not plan.operations:  # those take time of their own in the decode
-            tuner.observe(self._clock() - start_s)
-        return status
-
     def _undo(self, plan: StepPlan) -> None:
-        """An aborted decode left an unknown part of the batch in the memory: cut back to what was committed."""
+        """A decode that was broken off left an unknown part of the batch in the memory: cut back to what was there."""
         for chunk in plan.chunks:
             if not self._context.remove(chunk.stream, chunk.first_position):
                 self._memory.clear(chunk.stream)
@@ -305,12 +270,13 @@ class Engine:
         if generation.first_token_s is None:
             generation.first_token_s = now_s
         ends = self._vocabulary.is_end_of_generation(token)
+        if not ends:
+            generation.n_tokens_output += 1  # before its text: who reads that may ask for the count at once
         if not ends or limits.keep_special:
             generation.publish(generation.assembler.feed(self._piece(token, special=limits.keep_special)))
         if ends:
             self._finish(generation, FinishReason.STOP)
             return
-        generation.n_tokens_output += 1
         if generation.assembler.stopped:
             self._finish(generation, FinishReason.STOP_STRING)
         elif generation.n_tokens_output == limits.n_tokens_max:
@@ -321,17 +287,20 @@ class Engine:
             self._scheduler.append_sampled(chunk.request, token)
 
     def _shift(self, chunk: Chunk, limits: GenerationLimits) -> bool:
-        """Make room in a full window by cutting tokens out behind its head. False where that is off or impossible.
+        """Make room in a full window by cutting tokens out behind its head. False where that is off.
 
-        Rarely and by much: the next decode rotates every cell of the cache again.
+        Rarely and by much: the next decode rotates every cell of the cache again, or computes the rest of the window
+        where cells cannot be moved.
         """
         if limits.shift is None:
             return False
+        request, stream = chunk.request, chunk.stream
         n_keep = min(limits.shift.n_keep, self.n_ctx // 2)
         n_discard = min(limits.shift.n_discard or (self.n_ctx - n_keep) // 2, self.n_ctx - n_keep)
-        if not self._memory.shift(chunk.stream, n_keep, n_discard):
-            return False
-        self._scheduler.shift(chunk.request, n_keep, n_discard)
+        if self._memory.shift(stream, n_keep, n_discard):
+            self._scheduler.shift(request, n_keep, n_discard)
+        else:
+            self._move_cells(self._scheduler.shift_by_recomputing(request, n_keep, n_discard))
         return True
 
     def _context_full(self) -> ContextFull:
@@ -355,6 +324,18 @@ class Engine:
             self._timed.add(generation)
         self._scheduler.add(generation.request)
 
+    def _forget_session(self, session_id: int) -> None:
+        self._session_counts.pop(session_id, None)
+        self._memory.apply(self._pool.forget_session(session_id))
+
+    def _read_session(self, session_id: int) -> SessionStatistics:
+        return dataclasses.replace(
+            self._session_counts.get(session_id, SessionStatistics()),
+            n_tokens_cached=self._pool.n_tokens_of(session_id),
+            n_tokens_evicted=self._pool.n_tokens_evicted_of(session_id),
+            n_host_bytes=self._pool.n_host_bytes_of(session_id),
+        )
+
     def _read_statistics(self) -> EngineStatistics:
         pool = self._pool
         return dataclasses.replace(
@@ -365,6 +346,8 @@ class Engine:
             n_sessions_in_host=pool.n_sessions_in_host,
             n_kv_bytes=self.kv_bytes,
             n_host_bytes=pool.n_host_bytes,
+            n_tokens_evicted=pool.n_tokens_evicted,
+            n_threads=self._decoder.n_threads,
         )
 
     def _finish(self, generation: Generation, reason: FinishReason, error: WasiNNError | None = None) -> None:
@@ -372,17 +355,15 @@ class Engine:
             return
         self._scheduler.finish(generation.request)
         self._counts.add_request(generation.request)
+        session = generation.request.session_id
+        self._session_counts.setdefault(session, SessionStatistics()).add_request(generation.request)
         self._generations.pop(generation.request.id, None)
         self._timed.discard(generation)
         generation.finish(reason, error, self._clock())
 
     def _shut_down(self) -> None:
-        with self._wake:  # commands that came in between find the door closed or are carried out here
-            self._closing = True
-            commands = list(self._inbox)
-            self._inbox.clear()
-        for command in commands:
-            self._carry_out(command)
+        self._inbox.close()
+        self._inbox.carry_out()  # what came in between; from now on the door is closed
         for generation in list(self._generations.values()):
             self._finish(generation, FinishReason.CANCELLED, Cancelled("the backend was closed during the run"))
         self._context.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from wasi_nn_backend.errors import WasiNNError
 from wasi_nn_backend.kvcache import (
@@ -17,9 +18,20 @@ from wasi_nn_backend.kvcache import (
 )
 from wasi_nn_backend.llama.interface import Context
 
-__all__ = ["SequenceMemory"]
+__all__ = ["ExportedCells", "SequenceMemory"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedCells:
+    """A session's cached tokens and their cells as llama.cpp writes them, for the disk. Both are empty when nothing is
+    cached. ``n_tokens_exact`` of the tokens have the cells that computing them anew would give, None is all: others
+    came about by a shift, and no other session may have them."""
+
+    tokens: tuple[int, ...] = ()
+    state: bytes = b""
+    n_tokens_exact: int | None = None
 
 
 class SequenceMemory:
@@ -44,7 +56,8 @@ class SequenceMemory:
                         self.clear(stream)
                         cleared.add(stream)
                 case CopyStream(source, target, n_tokens):
-                    self._context.copy(source, target, 0, n_tokens)
+                    if not self._context.copy(source, target, 0, n_tokens):
+                        cleared.add(target)
                 case SaveState(stream, session_id):
                     self._save(stream, session_id)
                     has_saved = True
@@ -57,26 +70,29 @@ class SequenceMemory:
             cleared |= self.apply(self._pool.enforce_limits())
         return cleared
 
-    def export(self, session_id: int) -> tuple[tuple[int, ...], bytes]:
-        """A session's cached tokens and their cells; both empty when nothing is cached."""
+    def export(self, session_id: int) -> ExportedCells:
         place = self._pool.place_of(session_id)
         if place is None:
-            return (), b""
+            return ExportedCells()
         stream, tokens = place
-        return tokens, self._states[session_id] if stream is None else self._context.save_sequence(stream)
+        state = self._states[session_id] if stream is None else self._context.save_sequence(stream)
+        return ExportedCells(tokens, state, self._pool.n_tokens_exact_of(session_id))
 
-    def adopt(self, session_id: int, tokens: tuple[int, ...], state: bytes, salt: str) -> None:
+    def adopt(self, session_id: int, cells: ExportedCells, salt: str) -> None:
         """Keep a state that came from disk until the session runs. Without room it is computed again."""
-        if self._pool.adopt(session_id, tokens, len(state), salt):
-            self._states[session_id] = state
+        if self._pool.adopt(session_id, cells.tokens, len(cells.state), salt, cells.n_tokens_exact):
+            self._states[session_id] = cells.state
             self.apply(self._pool.enforce_limits())
 
     def clear(self, stream: int) -> None:
         self._context.remove(stream, 0)
 
     def shift(self, stream: int, n_keep: int, n_discard: int) -> bool:
-        """Cut positions [n_keep, n_keep + n_discard) out and move the rest down. False where the memory cannot."""
-        if not self._context.can_shift or not self._context.remove(stream, n_keep, n_keep + n_discard):
+        """Cut positions [n_keep, n_keep + n_discard) out and move the rest down. False, and nothing done, where the
+        memory cannot, or where another stream holds the cells that would move."""
+        if not self._context.can_shift or self._pool.shares_cells(stream, n_keep):
+            return False
+        if not self._context.remove(stream, n_keep, n_keep + n_discard):
             return False
         self._context.shift(stream, n_keep + n_discard, -1, -n_discard)
         return True

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 
 from wasi_nn_backend.config import Settings
+from wasi_nn_backend.config.model import ModelSettings
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache import PoolLimits
-from wasi_nn_backend.llama.interface import ContextParams, Model, ModelParams
-from wasi_nn_backend.llama.kv_shape import cache_type, is_quantised
+from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams, KvLayout, Model, ModelParams
 
 __all__ = [
+    "N_CELLS_RESERVED",
     "context_params",
+    "embedder_key",
+    "embedding_context",
     "engine_key",
+    "kv_layouts",
     "model_params",
     "n_threads_max",
+    "n_tokens_step_max",
     "n_usable_cores",
     "pool_limits",
     "resolved_n_ctx",
     "same_engine",
+    "wanted_context",
 ]
 
+#: A prompt must leave this many cells of its window, as WasmEdge has it: guests rely on the border.
+N_CELLS_RESERVED = 4
+
 _MIB = 1 << 20
+#: Texts in one batch of embeddings. More would cost memory (llama.cpp keeps a row of logits for each) and save no time:
+#: from 64 tokens on, longer batches are no faster.
+_N_TEXTS_PER_BATCH = 32
+_N_CELLS_STEP = 256  # llama.cpp rounds cells up to a multiple
+#: Flash attention takes so many cells in one piece (ggml_compute_forward_flash_attn_ext_f16: fewer than 512).
+_N_CELLS_ONE_PIECE = 256
 
 
 def n_usable_cores() -> int:
@@ -33,19 +49,16 @@ def n_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def n_threads_max(settings: Settings) -> int:
+def n_threads_max(settings: Settings, params: ContextParams) -> int:
     """How many threads the engine may choose from for each decode; 1 where the number must not change.
 
     With flash attention llama.cpp cuts a long context into one piece a thread and adds the results up: at 1,500 tokens
     another number of threads moved logits by up to 0.7, so equal seeds would no longer give equal texts. Without it,
-    every number gives the same bits.
+    and in short contexts, every number gives the same bits.
     """
-    section = settings.model
-    may_use_flash_attention = section.flash_attention == "on" or (
-        section.flash_attention == "auto"
-        and (section.n_gpu_layers > 0 or is_quantised(cache_type(section.cache_type_v, "cache_type_v")))
-    )
-    return 1 if section.threads is not None or may_use_flash_attention else n_usable_cores()
+    n_cells_seen = params.n_cells_total if params.kv_layout == "unified" else params.n_ctx
+    may_cut = params.flash_attention != "off" and n_cells_seen > _N_CELLS_ONE_PIECE
+    return 1 if settings.model.threads is not None or may_cut else n_usable_cores()
 
 
 def engine_key(settings: Settings) -> Hashable:
@@ -54,6 +67,8 @@ def engine_key(settings: Settings) -> Hashable:
     return (
         settings.model,
         settings.backend,
+        settings.performance,
+        memory.kv_layout,
         memory.max_memory_mb,
         memory.memory_pressure_threshold,
         memory.max_cache_tokens,
@@ -62,6 +77,11 @@ def engine_key(settings: Settings) -> Hashable:
         memory.enable_partial_cache_deletion,
         memory.enable_token_cache_reuse,
     )
+
+
+def embedder_key(model: Model, settings: Settings) -> Hashable:
+    """What in the settings makes an embedder."""
+    return settings.model.model_copy(update={"embedding": False}), resolved_n_ctx(model, settings)
 
 
 def same_engine(left: Settings, right: Settings) -> bool:
@@ -83,6 +103,12 @@ def pool_limits(settings: Settings, n_kv_bytes: int) -> PoolLimits:
         shares_prefixes=memory.enable_token_cache_reuse,
         trims_tails=memory.enable_partial_cache_deletion,
     )
+
+
+def n_tokens_step_max(settings: Settings) -> int | None:
+    """The most tokens of one step; None: what the context's batch holds."""
+    performance = settings.performance
+    return performance.batch_size if "batch_size" in performance.model_fields_set else None
 
 
 def model_params(path: Path, settings: Settings) -> ModelParams:
@@ -109,28 +135,55 @@ def resolved_n_ctx(model: Model, settings: Settings) -> int:
     return section.n_ctx
 
 
-def context_params(model: Model, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
-    """One stream for each sequence that may run at once, as far as ``memory.max_memory_mb`` reaches.
+def kv_layouts(settings: Settings) -> tuple[KvLayout, ...]:
+    """The layouts that the configuration leaves open."""
+    layout = settings.memory.kv_layout
+    return ("streams", "unified") if layout == "auto" else (layout,)
 
-    ``n_kv_bytes_elsewhere`` is what other contexts hold of it. Raises ``InvalidArgument`` when not one stream fits.
+
+def wanted_context(model: Model, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
+    """A context for all sequences that may run at once, with as many cells as ``memory.max_memory_mb`` reaches for.
+
+    ``n_kv_bytes_elsewhere`` is what other contexts hold of it. Raises ``InvalidArgument`` when not one window fits.
     """
-    section = settings.model
     n_ctx = resolved_n_ctx(model, settings)
-    kv_bytes_per_stream = n_ctx * model.kv_bytes_per_token(section.cache_type_k, section.cache_type_v)
     n_sequences = settings.backend.max_concurrent
-    if settings.memory.max_memory_mb:
-        n_bytes_free = settings.memory.max_memory_mb * _MIB - n_kv_bytes_elsewhere
-        n_sequences = min(n_sequences, n_bytes_free // max(1, kv_bytes_per_stream))
-    if n_sequences < 1:
+    return replace(
+        _as_configured(settings.model, n_ctx),
+        n_sequences=n_sequences,
+        n_cells=_n_cells(model, settings, n_ctx, n_kv_bytes_elsewhere),
+        # Not less than the sequences, or a full set of generations would leave prompts no room.
+        n_batch=max(settings.model.batch_size, n_tokens_step_max(settings) or 1, n_sequences),
+    )
+
+
+def embedding_context(model: Model, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
+    """A context that takes one batch of texts, of all lengths up to a whole batch or a prompt's limit.
+
+    Raises ``InvalidArgument`` when it does not fit ``memory.max_memory_mb`` beside what other contexts hold.
+    """
+    section, memory = settings.model, settings.memory
+    n_batch = section.batch_size
+    kv_bytes = n_batch * model.kv_bytes_per_token(section.cache_type_k, section.cache_type_v)
+    if memory.max_memory_mb and n_kv_bytes_elsewhere + kv_bytes > memory.max_memory_mb * _MIB:
         raise InvalidArgument(
-            f"a context of {n_ctx} tokens needs {kv_bytes_per_stream / _MIB:.0f} MiB of KV cache, other graphs hold "
-            f"{n_kv_bytes_elsewhere / _MIB:.0f} MiB and memory.max_memory_mb is {settings.memory.max_memory_mb}: "
-            f"lower model.n_ctx, unload a graph or raise the limit"
+            f"embeddings in batches of {n_batch} tokens need {kv_bytes / _MIB:.0f} MiB of KV cache, other contexts "
+            f"hold {n_kv_bytes_elsewhere / _MIB:.0f} MiB and memory.max_memory_mb is {memory.max_memory_mb}: lower "
+            f"model.batch_size, backend.max_concurrent or model.n_ctx, unload a graph or raise the limit"
         )
+    return replace(
+        _as_configured(section, min(n_batch, resolved_n_ctx(model, settings) - N_CELLS_RESERVED)),
+        n_sequences=min(_N_TEXTS_PER_BATCH, n_batch),
+        kv_layout="unified",  # so that a batch is computed in one piece, whatever lengths its texts have
+        n_cells=n_batch,
+        n_batch=n_batch,
+    )
+
+
+def _as_configured(section: ModelSettings, n_ctx: int) -> ContextParams:
+    """What all contexts of a configuration have in common."""
     return ContextParams(
         n_ctx=n_ctx,
-        n_sequences=n_sequences,
-        n_batch=max(section.batch_size, n_sequences),  # or a full set of generations would leave prompts no room
         n_ubatch=min(section.ubatch_size, section.batch_size),
         n_threads=section.threads or n_usable_cores(),
         flash_attention=section.flash_attention,
@@ -146,3 +199,35 @@ def context_params(model: Model, settings: Settings, n_kv_bytes_elsewhere: int =
         yarn_beta_slow=section.yarn_beta_slow,
         yarn_orig_ctx=section.yarn_orig_ctx,
     )
+
+
+def _n_cells(model: Model, settings: Settings, n_ctx: int, n_kv_bytes_elsewhere: int) -> int:
+    """Cells for all sequences. Where they would not leave anything for host memory, they get half of what there is, or
+    one window: a session that has to leave the cache and finds no room there is computed again."""
+    n_cells = n_ctx * settings.backend.max_concurrent
+    memory = settings.memory
+    if not memory.max_memory_mb:
+        return n_cells
+    cell_bytes = max(1, model.kv_bytes_per_token(settings.model.cache_type_k, settings.model.cache_type_v))
+    n_bytes_free = memory.max_memory_mb * _MIB - n_kv_bytes_elsewhere
+    if n_bytes_free < n_ctx * cell_bytes:
+        raise InvalidArgument(
+            f"a context of {n_ctx} tokens needs {n_ctx * cell_bytes / _MIB:.0f} MiB of KV cache, other graphs hold "
+            f"{n_kv_bytes_elsewhere / _MIB:.0f} MiB and memory.max_memory_mb is {memory.max_memory_mb}: "
+            f"lower model.n_ctx, unload a graph or raise the limit"
+        )
+    n_bytes_kept = n_bytes_free - memory.max_memory_mb * _MIB * (1 - memory.memory_pressure_threshold)
+    if n_cells * cell_bytes <= n_bytes_kept:
+        return n_cells
+    return max(n_ctx, int(n_bytes_kept / 2 / cell_bytes))
+
+
+def context_params(wanted: ContextParams, choice: AttentionChoice) -> ContextParams:
+    """The context to create. Where memory is short, streams are fewer, and unified sequences share fewer cells."""
+    n_ctx, n_cells, n_sequences = wanted.n_ctx, wanted.n_cells_total, wanted.n_sequences
+    chosen = replace(wanted, kv_layout=choice.kv_layout, flash_attention=choice.flash_attention)
+    if choice.kv_layout == "streams":
+        return replace(chosen, n_sequences=min(n_sequences, n_cells // n_ctx), n_cells=None)
+    if n_cells < n_ctx * n_sequences:
+        n_cells = max(n_ctx, n_cells // _N_CELLS_STEP * _N_CELLS_STEP)
+    return replace(chosen, n_cells=n_cells)

@@ -1,7 +1,8 @@
 """Models and engines in use, shared by everyone who asks for the same.
 
 Two graphs of one file under equal settings share one engine; under settings that differ only in the context they share
-the weights. What the last user gives back is freed.
+the weights. What the last user gives back is freed. Embedders are shared more widely, since they only depend on the
+section ``model``, and exist from the first use on.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from wasi_nn_backend.config import Settings
+from wasi_nn_backend.engine.embedding import Embedder
 from wasi_nn_backend.engine.loop import Engine, EngineOptions
 from wasi_nn_backend.engine.sizing import (
     context_params,
+    embedder_key,
+    embedding_context,
     engine_key,
+    kv_layouts,
     model_params,
     n_threads_max,
+    n_tokens_step_max,
     pool_limits,
     resolved_n_ctx,
+    wanted_context,
 )
-from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
-from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
+from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
+from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, RuntimeFailure, UnsupportedOperation
+from wasi_nn_backend.llama.interface import ContextParams, Llama, Model, ProgressCallback
 
 __all__ = ["EngineLease", "EngineStore"]
 
@@ -80,28 +88,88 @@ class _Shared(Generic[_V]):
         if entry.value is not None:
             self._close(entry.value)
 
+    def values(self) -> list[_V]:
+        """Those that exist now."""
+        with self._lock:
+            return [entry.value for entry in self._entries.values() if entry.value is not None]
+
+
+@dataclass(slots=True)
+class _Serving:
+    """What leases of one key share. ``engine`` is None where only vectors are wanted, or possible."""
+
+    model: Model
+    settings: Settings
+    embedder_key: Hashable
+    engine: Engine | None
+    embedder: Embedder | None = None
+    closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
 
 class EngineLease:
     """The right to use an engine until ``release``. ``retain`` makes a second lease on the same engine."""
 
-    def __init__(self, store: EngineStore, key: Hashable, model_key: Hashable, engine: Engine, model: Model) -> None:
-        self.engine = engine
-        self.model = model
+    def __init__(self, store: EngineStore, key: Hashable, model_key: Hashable, serving: _Serving) -> None:
+        self.model = serving.model
         self.key = key
+        self._serving = serving
         self._model_key = model_key
         self._store = store
         self._lock = threading.Lock()
         self._released = False
+
+    @property
+    def engine(self) -> Engine:
+        """What generates text. Raises ``UnsupportedOperation`` in embedding mode and for models that cannot."""
+        engine = self._serving.engine
+        if engine is not None:
+            return engine
+        if not self.model.can_generate:
+            raise UnsupportedOperation(
+                f"the model ({self.model.description}) is an encoder, which gives embeddings and does not continue a "
+                "text: switch model.embedding on or load a model that generates"
+            )
+        raise UnsupportedOperation("model.embedding is on, so there are vectors and no text: switch it off for this")
+
+    def embedder(self) -> Embedder:
+        """What gives vectors, created at the first call and kept until the last lease of this engine is released.
+
+        Raises ``InvalidArgument`` where it does not fit the memory, ``UnsupportedOperation`` (no embeddings).
+        """
+        return self._store.embedder_of(self._serving)
+
+    # What a session tells its engine, where there is one: embeddings keep nothing of a session.
+
+    def expect(self, session_id: int) -> None:
+        if self._serving.engine is not None:
+            self._serving.engine.expect(session_id)
+
+    def dismiss(self, session_id: int) -> None:
+        if self._serving.engine is not None:
+            self._serving.engine.dismiss(session_id)
+
+    def forget_session(self, session_id: int, *, wait: bool) -> None:
+        if self._serving.engine is not None:
+            self._serving.engine.forget_session(session_id, wait=wait)
+
+    def statistics(self) -> EngineStatistics:
+        engine = self._serving.engine
+        return EngineStatistics() if engine is None else engine.statistics()
+
+    def session_statistics(self, session_id: int) -> SessionStatistics:
+        engine = self._serving.engine
+        return SessionStatistics() if engine is None else engine.session_statistics(session_id)
 
     def retain(self) -> EngineLease:
         """Raises ``InvalidArgument`` when this lease was released, by another thread perhaps."""
         with self._lock:
             if self._released:
                 raise InvalidArgument("the graph was unloaded meanwhile: load it again")
-            return self._store.share(self, self._model_key)
+            return self._store.share(self.key, self._model_key, self._serving)
 
     def release(self) -> None:
-        """Idempotent. The last release of an engine stops its thread and frees its context."""
+        """Idempotent. The last release of an engine stops its threads and frees its contexts."""
         with self._lock:
             already_released, self._released = self._released, True
         if not already_released:
@@ -115,13 +183,15 @@ class EngineStore:
         self._llama = llama
         self._clock = clock
         self._has_warned_of_gpu = False
+        self._embeds = True
         self._sizing = threading.Lock()
         self._n_kv_bytes = 0  # of all engines' contexts
         self._models: _Shared[Model] = _Shared(lambda model: model.close())
-        self._engines: _Shared[Engine] = _Shared(self._close_engine)
+        self._servings: _Shared[_Serving] = _Shared(self._close_serving)
+        self._embedders: _Shared[Embedder] = _Shared(self._close_embedder)
 
     def acquire(self, path: Path, settings: Settings, progress: ProgressCallback | None = None) -> EngineLease:
-        """Load the model and create the context unless somebody uses the same already.
+        """Load the model and create the context that generates, unless somebody uses the same already.
 
         Raises ``ModelNotFound`` (no such file), ``InvalidArgument`` (bad file, settings that llama.cpp refuses or that
         do not fit the memory), ``Cancelled`` (``progress`` returned False).
@@ -132,11 +202,29 @@ class EngineStore:
         model = self._models.acquire(model_key, lambda: self._llama.load_model(params, progress))
         key = (model_key, resolved_n_ctx(model, settings), engine_key(settings))
         try:
-            engine = self._engines.acquire(key, lambda: self._open_engine(model, settings))
+            serving = self._servings.acquire(key, lambda: self._open_serving(model_key, model, settings))
         except BaseException:
             self._models.release(model_key)
             raise
-        return EngineLease(self, key, model_key, engine, model)
+        return EngineLease(self, key, model_key, serving)
+
+    def embedder_of(self, serving: _Serving) -> Embedder:
+        with serving.lock:
+            if serving.closed:
+                raise InvalidArgument("the graph was unloaded meanwhile: load it again")
+            if serving.embedder is None:
+                serving.embedder = self._embedders.acquire(
+                    serving.embedder_key, lambda: self._open_embedder(serving.model, serving.settings)
+                )
+            if not self._embeds:
+                raise RuntimeFailure("the backend is closed: make a new one")
+            return serving.embedder
+
+    def stop_embedders(self) -> None:
+        """End what is being embedded, and refuse more: the backend closes."""
+        self._embeds = False
+        for embedder in self._embedders.values():
+            embedder.close()
 
     def _without_gpu(self, settings: Settings) -> Settings:
         """Where the build cannot offload, asking for it must not make a second copy of the weights."""
@@ -152,13 +240,26 @@ class EngineStore:
         neutral = {"n_gpu_layers": 0, "main_gpu": 0, "split_mode": "layer", "tensor_split": ()}
         return settings.model_copy(update={"model": settings.model.model_copy(update=neutral)})
 
+    def _open_serving(self, model_key: Hashable, model: Model, settings: Settings) -> _Serving:
+        generates = model.can_generate and not settings.model.embedding
+        engine = self._open_engine(model, settings) if generates else None
+        return _Serving(model, settings, (model_key, embedder_key(model, settings)), engine)
+
+    def _close_serving(self, serving: _Serving) -> None:
+        with serving.lock:
+            serving.closed = True
+        if serving.embedder is not None:
+            self._embedders.release(serving.embedder_key)
+        if serving.engine is not None:
+            self._close_engine(serving.engine)
+
     def _open_engine(self, model: Model, settings: Settings) -> Engine:
         cache_types = settings.model.cache_type_k, settings.model.cache_type_v
         with self._sizing:  # what is free must still be free when it is taken
-            sizes = context_params(model, settings, self._n_kv_bytes)
+            sizes = self._choose_sizes(model, settings)
             context = model.create_context(sizes)
             try:
-                kv_bytes = sizes.n_sequences * sizes.n_ctx * model.kv_bytes_per_token(*cache_types)
+                kv_bytes = sizes.n_cells_total * model.kv_bytes_per_token(*cache_types)
                 engine = Engine(
                     context,
                     model.vocabulary,
@@ -166,8 +267,14 @@ class EngineStore:
                     EngineOptions(
                         n_ctx=sizes.n_ctx,
                         kv_bytes=kv_bytes,
+                        n_cells=sizes.n_cells,
+                        kv_layout=sizes.kv_layout,
+                        flash_attention=sizes.flash_attention,
                         limits=pool_limits(settings, self._n_kv_bytes + kv_bytes),
-                        n_threads_max=n_threads_max(settings),
+                        n_tokens_step_max=n_tokens_step_max(settings),
+                        n_running_max=None if settings.performance.batch_processing else 1,
+                        company_wait_s=settings.performance.batch_timeout_ms / 1000,
+                        n_threads_max=n_threads_max(settings, sizes),
                     ),
                 )
             except BaseException:
@@ -176,18 +283,52 @@ class EngineStore:
             self._n_kv_bytes += kv_bytes
             return engine
 
+    def _choose_sizes(self, model: Model, settings: Settings) -> ContextParams:
+        wanted = wanted_context(model, settings, self._n_kv_bytes)
+        choice = model.choose_attention(wanted, kv_layouts(settings))
+        sizes = context_params(wanted, choice)
+        _log.info(
+            "%s: KV layout %s of %d sequences and %d cells, flash attention %s: %s",
+            model.description,
+            choice.kv_layout,
+            sizes.n_sequences,
+            sizes.n_cells_total,
+            choice.flash_attention,
+            choice.reason,
+        )
+        return sizes
+
     def _close_engine(self, engine: Engine) -> None:
         engine.close()
         with self._sizing:
             self._n_kv_bytes -= engine.kv_bytes
 
-    def share(self, lease: EngineLease, model_key: Hashable) -> EngineLease:
+    def _open_embedder(self, model: Model, settings: Settings) -> Embedder:
+        section = settings.model
+        with self._sizing:
+            sizes = embedding_context(model, settings, self._n_kv_bytes)
+            kv_bytes = sizes.n_cells_total * model.kv_bytes_per_token(section.cache_type_k, section.cache_type_v)
+            context = model.create_embedding_context(sizes)
+            try:
+                embedder = Embedder(context, self._clock, kv_bytes=kv_bytes)
+            except BaseException:
+                context.close()
+                raise
+            self._n_kv_bytes += kv_bytes
+            return embedder
+
+    def _close_embedder(self, embedder: Embedder) -> None:
+        embedder.close()
+        with self._sizing:
+            self._n_kv_bytes -= embedder.kv_bytes
+
+    def share(self, key: Hashable, model_key: Hashable, serving: _Serving) -> EngineLease:
         self._models.retain(model_key)
-        self._engines.retain(lease.key)
-        return EngineLease(self, lease.key, model_key, lease.engine, lease.model)
+        self._servings.retain(key)
+        return EngineLease(self, key, model_key, serving)
 
     def give_back(self, key: Hashable, model_key: Hashable) -> None:
-        self._engines.release(key)
+        self._servings.release(key)
         self._models.release(model_key)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wasi_nn_backend.kvcache.eviction import N_TOKENS_SHARED_MIN, CacheStrategy
+from wasi_nn_backend.kvcache.eviction import N_TOKENS_SHARED_MIN
 from wasi_nn_backend.kvcache.operations import (
     CopyStream,
     DropHostState,
@@ -11,8 +11,9 @@ from wasi_nn_backend.kvcache.operations import (
     RestoreState,
     SaveState,
 )
-from wasi_nn_backend.kvcache.pool import Assignment, PoolLimits, StreamPool
+from wasi_nn_backend.kvcache.pool import StreamPool
 from wasi_nn_backend.kvcache.prefix import common_prefix_length
+from wasi_nn_backend.kvcache.records import Assignment, CacheStrategy, PoolLimits
 
 __all__ = [
     "N_TOKENS_SHARED_MIN",

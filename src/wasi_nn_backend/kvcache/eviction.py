@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from wasi_nn_backend.kvcache.prefix import common_prefix_length
+from wasi_nn_backend.kvcache.records import CachedSession, CacheStrategy
 
-__all__ = ["CacheStrategy", "Candidate", "choose_victim"]
-
-CacheStrategy = Literal["lru", "fifo", "smart"]
+__all__ = ["N_TOKENS_SHARED_MIN", "choose_victim"]
 
 #: Prefixes shorter than this are shared by accident: every chat begins with the same few template tokens.
 N_TOKENS_SHARED_MIN = 16
@@ -19,17 +16,7 @@ N_TOKENS_SHARED_MIN = 16
 _N_TOKENS_COST_DOUBLES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A cached session that could be forgotten. ``created`` and ``last_use`` count the pool's assignments."""
-
-    session_id: int
-    tokens: Sequence[int]
-    created: int
-    last_use: int
-
-
-def choose_victim(strategy: CacheStrategy, candidates: Sequence[Candidate], now: int) -> Candidate:
+def choose_victim(strategy: CacheStrategy, candidates: Sequence[CachedSession], now: int) -> CachedSession:
     """The session to forget first. ``candidates`` must not be empty.
 
     lru: unused for longest. fifo: oldest. smart: the lowest value, where
@@ -47,7 +34,7 @@ def choose_victim(strategy: CacheStrategy, candidates: Sequence[Candidate], now:
     return min(candidates, key=lambda each: (_value(each, candidates, now), each.last_use))
 
 
-def _value(candidate: Candidate, candidates: Sequence[Candidate], now: int) -> float:
+def _value(candidate: CachedSession, candidates: Sequence[CachedSession], now: int) -> float:
     n_shared = [common_prefix_length(candidate.tokens, other.tokens) for other in candidates if other is not candidate]
     sharers = [n for n in n_shared if n >= N_TOKENS_SHARED_MIN]
     n_unique = len(candidate.tokens) - max(sharers, default=0)

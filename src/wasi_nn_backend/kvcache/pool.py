@@ -5,6 +5,9 @@ back finds them; one that starts with the same tokens as another copies them; on
 to host memory. Streams instead of one unified cache, because a step then costs what its own sequences cost, whatever
 lies in the others.
 
+A unified cache is possible too: its streams draw from fewer cells than they could fill, and whoever needs cells gets
+those of idle sessions, then of sessions that the scheduler interrupts.
+
 Streams that run are kept side by side: llama.cpp computes those together whose ids follow on each other, so a gap
 between running streams costs a pass over the weights in every step, and moving a session costs less than two of them.
 """
@@ -12,11 +15,12 @@ between running streams costs a pass over the weights in every step, and moving 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 
 from wasi_nn_backend.errors import InvalidArgument
-from wasi_nn_backend.kvcache.eviction import N_TOKENS_SHARED_MIN, CacheStrategy, Candidate, choose_victim
+from wasi_nn_backend.kvcache.cells import SharedCells
+from wasi_nn_backend.kvcache.choosing import best_source, choose_stream
+from wasi_nn_backend.kvcache.eviction import N_TOKENS_SHARED_MIN, choose_victim
 from wasi_nn_backend.kvcache.operations import (
     CopyStream,
     DropHostState,
@@ -26,67 +30,37 @@ from wasi_nn_backend.kvcache.operations import (
     SaveState,
 )
 from wasi_nn_backend.kvcache.prefix import common_prefix_length
+from wasi_nn_backend.kvcache.records import Assignment, CachedSession, PoolLimits, Source
 
-__all__ = ["Assignment", "PoolLimits", "StreamPool"]
+__all__ = ["StreamPool"]
 
-
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """What may be kept for sessions that do not run. ``n_host_bytes_max`` None is no limit, 0 no host tier."""
-
-    n_host_bytes_max: int | None = None
-    n_tokens_max: int = 100_000
-    strategy: CacheStrategy = "lru"  # who leaves a stream
-    deletion_strategy: CacheStrategy = "lru"  # who is forgotten
-    shares_prefixes: bool = True
-    trims_tails: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A stream for a session: after ``operations`` its first ``n_tokens_reused`` positions hold the prompt's first
-    tokens, and it holds nothing else. ``n_tokens_shared`` of them came from another session."""
-
-    stream: int
-    n_tokens_reused: int
-    n_tokens_shared: int
-    operations: tuple[KvOperation, ...]
-
-
-@dataclass(slots=True)
-class _Cells:
-    """A session's cached tokens. In a stream, or with ``stream`` None in host memory, where they take ``n_bytes``."""
-
-    session_id: int
-    salt: str
-    created: int
-    stream: int | None = None
-    tokens: list[int] = field(default_factory=list)
-    n_tokens_exact: int | None = None  # after a shift only the first ones are what computing them anew would give
-    n_host_bytes: int = 0
-    last_use: int = 0
-    runs: bool = False
-
-    def sharable(self) -> Sequence[int]:
-        return self.tokens if self.n_tokens_exact is None else self.tokens[: self.n_tokens_exact]
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    cells: _Cells | None
-    n_tokens: int
+#: Cells of a unified cache that each running session should find free when another one joins: with fewer the newcomer
+#: would have to leave again at once. Small caches spare a quarter of each stream's share.
+_N_CELLS_SPARE_MAX = 32
 
 
 class StreamPool:
-    """Accounts for ``n_streams`` streams of ``n_ctx`` cells each. Not thread-safe: the engine's thread owns it."""
+    """Accounts for ``n_streams`` streams of up to ``n_ctx`` tokens each. Not thread-safe: the engine's thread owns it.
 
-    def __init__(self, n_streams: int, n_ctx: int, limits: PoolLimits | None = None) -> None:
-        if n_streams < 1 or n_ctx < 1:
-            raise InvalidArgument(f"a KV pool of {n_streams} streams with {n_ctx} cells each cannot hold a sequence")
+    ``n_cells`` None: each stream has ``n_ctx`` cells of its own. Otherwise all share so many (a unified cache).
+    """
+
+    def __init__(
+        self, n_streams: int, n_ctx: int, limits: PoolLimits | None = None, n_cells: int | None = None
+    ) -> None:
+        if n_streams < 1 or n_ctx < 1 or (n_cells is not None and n_cells < n_ctx):
+            raise InvalidArgument(
+                f"a pool of {n_streams} streams of {n_ctx} tokens and {n_cells or n_ctx} cells cannot hold a sequence"
+            )
         self.n_ctx = n_ctx
         self.limits = limits or PoolLimits()
-        self._streams: list[_Cells | None] = [None] * n_streams
-        self._cells: dict[int, _Cells] = {}
+        self._streams: list[CachedSession | None] = [None] * n_streams
+        self._cells: dict[int, CachedSession] = {}
+        self._shared = None if n_cells is None else SharedCells(n_cells, n_streams)
+        self._n_tokens_cached = 0
+        self._n_host_bytes = 0
+        self.n_tokens_evicted = 0  # of sessions that left their stream or were forgotten, since the beginning
+        self._evicted: dict[int, int] = {}  # the same by session, until it is gone
         self._uses = itertools.count(1)
         self._now = 0
 
@@ -96,17 +70,24 @@ class StreamPool:
 
     @property
     def n_cells_used(self) -> int:
-        """Cells of streams that hold a token."""
+        """Cells that hold a token, those that several streams hold counted once."""
+        if self._shared is not None:
+            return self._shared.n_used
         return sum(len(cells.tokens) for cells in self._streams if cells is not None)
 
     @property
+    def n_cells_free(self) -> int | None:
+        """Cells that any stream may take; None where each has its own."""
+        return None if self._shared is None else self._shared.n_free
+
+    @property
     def n_tokens_cached(self) -> int:
-        """Over all sessions and both tiers."""
-        return sum(len(cells.tokens) for cells in self._cells.values())
+        """Over all sessions and both tiers. Counted along: the scheduler asks in every step."""
+        return self._n_tokens_cached
 
     @property
     def n_host_bytes(self) -> int:
-        return sum(cells.n_host_bytes for cells in self._cells.values())
+        return self._n_host_bytes
 
     @property
     def n_sessions_in_host(self) -> int:
@@ -115,6 +96,13 @@ class StreamPool:
     def n_tokens_of(self, session_id: int) -> int:
         cells = self._cells.get(session_id)
         return 0 if cells is None else len(cells.tokens)
+
+    def n_host_bytes_of(self, session_id: int) -> int:
+        cells = self._cells.get(session_id)
+        return 0 if cells is None else cells.n_host_bytes
+
+    def n_tokens_evicted_of(self, session_id: int) -> int:
+        return self._evicted.get(session_id, 0)
 
     def runs(self, session_id: int) -> bool:
         """Whether a stream is assigned to this session and not released."""
@@ -142,41 +130,53 @@ class StreamPool:
         if self.runs(session_id):
             raise InvalidArgument(f"session {session_id} runs already")
         own = self._cells.get(session_id)
-        target = self._choose_stream(own)
+        target = choose_stream(self._streams, own, self.limits, self._now)
         if target is None:
             return None
         source, lies_there = self._best_source(session_id, salt, tokens), self._streams[target]
-        operations = [
-            *self._make_room(target, session_id),
-            *self._fill(target, source, lies_there),
-            *self._forget_old_place(own, target),
-        ]
-        cells = own or _Cells(session_id, salt, created=self._tick())
+        makes_room = () if lies_there is None or lies_there is own else self._vacate(lies_there, target)
+        fills = self._fill(target, source, lies_there)
+        operations = [*makes_room, *fills, *self._forget_old_place(own, target)]
+        self._account(operations)
+        cells = own or CachedSession(session_id, salt, created=self._tick())
         cells.salt = salt
         cells.stream, cells.runs = target, True
+        self._n_tokens_cached += source.n_tokens - len(cells.tokens)
         cells.tokens = list(tokens[: source.n_tokens])
-        cells.n_tokens_exact = None if source.cells is not own or own is None else own.n_tokens_exact
+        if source.cells is not own:
+            cells.n_tokens_exact = None
+        cells.update_exactness()
         cells.last_use = self._tick()
         self._cells[session_id] = self._streams[target] = cells
         n_shared = source.n_tokens if source.cells is not own else 0
         return Assignment(target, source.n_tokens, n_shared, tuple(operations))
 
-    def adopt(self, session_id: int, tokens: Sequence[int], n_bytes: int, salt: str = "") -> bool:
+    def adopt(
+        self, session_id: int, tokens: Sequence[int], n_bytes: int, salt: str = "", n_tokens_exact: int | None = None
+    ) -> bool:
         """Take a state that came from outside into the host tier. False where it does not fit, or is not wanted."""
         maximum = self.limits.n_host_bytes_max
         if session_id in self._cells or not tokens or len(tokens) > self.n_ctx:
             return False
         if maximum is not None and self.n_host_bytes + n_bytes > maximum:
             return False
-        cells = _Cells(session_id, salt, created=self._tick(), tokens=list(tokens), n_host_bytes=n_bytes)
+        cells = CachedSession(session_id, salt, created=self._tick(), tokens=list(tokens), n_host_bytes=n_bytes)
+        cells.n_tokens_exact = n_tokens_exact
         cells.last_use = self._now
         self._cells[session_id] = cells
+        self._n_tokens_cached += len(cells.tokens)
+        self._n_host_bytes += n_bytes
         return True
 
     def place_of(self, session_id: int) -> tuple[int | None, tuple[int, ...]] | None:
         """The stream (None: host memory) and the tokens of a session's cells, or None without any."""
         cells = self._cells.get(session_id)
         return None if cells is None or not cells.tokens else (cells.stream, tuple(cells.tokens))
+
+    def n_tokens_exact_of(self, session_id: int) -> int | None:
+        """As in ``CachedSession``."""
+        cells = self._cells.get(session_id)
+        return None if cells is None else cells.n_tokens_exact
 
     def append(self, stream: int, tokens: Sequence[int]) -> None:
         """Record tokens that a decode has put into a stream."""
@@ -185,11 +185,31 @@ class StreamPool:
             raise InvalidArgument(
                 f"stream {stream} has {self.n_ctx} cells: {len(cells.tokens)} + {len(tokens)} tokens do not fit"
             )
+        if self._shared is not None:
+            self._shared.append(stream, len(tokens))
         cells.tokens.extend(tokens)
+        self._n_tokens_cached += len(tokens)
+
+    def shares_cells(self, stream: int, first_position: int) -> bool:
+        """Whether cells from a position on are another stream's too: those must not move."""
+        return self._shared is not None and self._shared.is_shared(stream, first_position)
+
+    def cut_tail(self, stream: int, first_position: int) -> tuple[KvOperation, ...]:
+        """Forget a running stream's tokens from a position on."""
+        cells = self._in(stream)
+        self._n_tokens_cached -= max(0, len(cells.tokens) - first_position)
+        del cells.tokens[first_position:]
+        cells.update_exactness()
+        operations = (RemoveTail(stream, first_position),)
+        self._account(operations)
+        return operations
 
     def shift(self, stream: int, n_keep: int, n_discard: int) -> None:
         """Record that positions ``n_keep`` to ``n_keep + n_discard`` were cut out and the rest moved down."""
         cells = self._in(stream)
+        if self._shared is not None:
+            self._shared.cut(stream, n_keep, n_keep + n_discard)
+        self._n_tokens_cached -= len(cells.tokens[n_keep : n_keep + n_discard])
         del cells.tokens[n_keep : n_keep + n_discard]
         cells.n_tokens_exact = min(n_keep, cells.n_tokens_exact if cells.n_tokens_exact is not None else n_keep)
 
@@ -203,102 +223,122 @@ class StreamPool:
         """A ``SaveState`` was carried out and took so many bytes."""
         cells = self._cells.get(session_id)
         if cells is not None and cells.stream is None:
+            self._n_host_bytes += n_bytes - cells.n_host_bytes
             cells.n_host_bytes = n_bytes
 
     def forget(self, stream: int) -> None:
         """Nobody knows what lies in this stream, or it was cleared: whoever owns it has nothing cached."""
+        if self._shared is not None:
+            self._shared.cut(stream, 0)
         cells = self._streams[stream]
         if cells is not None:
+            self._n_tokens_cached -= len(cells.tokens)
             cells.tokens.clear()
             cells.n_tokens_exact = None
             if not cells.runs:
                 self._streams[stream] = None
-                del self._cells[cells.session_id]
+                self._drop(cells)
 
     def forget_session(self, session_id: int) -> tuple[KvOperation, ...]:
         """The session is gone, from whatever tier."""
-        cells = self._cells.pop(session_id, None)
+        self._evicted.pop(session_id, None)
+        return self._forget(session_id)
+
+    def _forget(self, session_id: int) -> tuple[KvOperation, ...]:
+        cells = self._cells.get(session_id)
         if cells is None:
             return ()
+        self._drop(cells)
         if cells.stream is None:
             return (DropHostState(session_id),)
         self._streams[cells.stream] = None
-        return (RemoveTail(cells.stream, 0),)
+        operations = (RemoveTail(cells.stream, 0),)
+        self._account(operations)
+        return operations
+
+    def evict(self, session_id: int) -> tuple[KvOperation, ...]:
+        """An idle session leaves its stream, for host memory where there is one."""
+        cells = self._cells.get(session_id)
+        if cells is None or cells.stream is None or cells.runs:
+            return ()
+        stream = cells.stream
+        operations = (*self._vacate(cells, stream), RemoveTail(stream, 0))
+        self._account(operations)
+        return operations
+
+    def evict_idle(self, protected: int | None = None) -> tuple[KvOperation, ...]:
+        """The strategy's victim among idle sessions leaves its stream; nothing where none is idle but ``protected``."""
+        idle = [owner for stream in self._idle(protected) if (owner := self._streams[stream]) is not None]
+        return self.evict(choose_victim(self.limits.strategy, idle, self._now).session_id) if idle else ()
+
+    def make_room_for(
+        self, session_id: int, salt: str, tokens: Sequence[int], n_running: int
+    ) -> tuple[KvOperation, ...] | None:
+        """Have idle sessions leave a unified cache until a prompt fits beside those that run and grow; None, and
+        nothing done, where that cannot be. Whose cells the prompt would go on from stays."""
+        if self._shared is None:
+            return ()
+        n_spare = n_running * min(_N_CELLS_SPARE_MAX, self._shared.n_cells // (4 * self.n_streams))
+        if self._shared.n_free <= n_spare and not self._idle(None):
+            return None  # the common case, asked in every step while somebody waits
+        source = self._best_source(session_id, salt, tokens)
+        n_needed, protected = len(tokens) - source.n_tokens + n_spare, None
+        if source.cells is not None and source.n_tokens:
+            protected = source.cells.session_id
+            if source.cells.stream is None:
+                n_needed += len(source.cells.tokens)  # the state is read back whole and then cut
+        if self._shared.n_free + self._shared.n_freed_by(self._idle(protected)) < n_needed:
+            return None
+        operations: list[KvOperation] = []
+        while self._shared.n_free < n_needed:
+            operations += self.evict_idle(protected)
+        return tuple(operations)
 
     def enforce_limits(self) -> tuple[KvOperation, ...]:
         """Forget sessions, in the strategy's order, until what is kept is within the limits. Running ones stay."""
         operations: list[KvOperation] = []
         while (n_excess := self.n_tokens_cached - self.limits.n_tokens_max) > 0:
-            victim = self._victim(cells for cells in self._cells.values() if not cells.runs)
-            if victim is None:
+            idle = [cells for cells in self._cells.values() if not cells.runs]
+            if not idle:
                 break
+            victim = choose_victim(self.limits.deletion_strategy, idle, self._now)
+            self._count_evicted(victim, n_excess)
             operations += self._trim_or_forget(victim, n_excess)
         maximum = self.limits.n_host_bytes_max
         while maximum is not None and self.n_host_bytes > maximum:
-            victim = self._victim(cells for cells in self._cells.values() if cells.stream is None)
-            if victim is None:
+            asleep = [cells for cells in self._cells.values() if cells.stream is None]
+            if not asleep:
                 break
-            operations += self.forget_session(victim.session_id)
+            victim = choose_victim(self.limits.deletion_strategy, asleep, self._now)
+            self._count_evicted(victim)
+            operations += self._forget(victim.session_id)
         return tuple(operations)
 
     # Choosing.
 
-    def _choose_stream(self, own: _Cells | None) -> int | None:
-        """An idle stream beside the running ones: the session's own if it is one, else an empty one, else the one whose
-        owner is the strategy's victim."""
-        running = [cells is not None and cells.runs for cells in self._streams]
-        idle = [stream for stream, runs in enumerate(running) if not runs]
-        if not idle:
-            return None
-        near = [stream for stream in idle if any(running[max(0, stream - 1) : stream + 2])] or idle
-        if self.limits.n_host_bytes_max == 0:
-            near = idle  # whoever makes room loses all: that weighs more than a gap
-        if own is not None and own.stream in near:
-            return own.stream
-        for stream in near:
-            if self._streams[stream] is None:
-                return stream
-        owners = [cells for stream in near if (cells := self._streams[stream]) is not None]
-        return self._choose(owners, self.limits.strategy).stream
+    def _idle(self, protected: int | None) -> list[int]:
+        """Streams in which a session rests, but for one session's."""
+        owners = enumerate(self._streams)
+        return [stream for stream, c in owners if c is not None and not c.runs and c.session_id != protected]
 
-    def _best_source(self, session_id: int, salt: str, tokens: Sequence[int]) -> _Source:
-        """Where most of the prompt's first tokens lie. The session's own cells win where another's hold little more."""
-        n_max = len(tokens) - 1
-        own = self._cells.get(session_id)
-        best = _Source(own, 0 if own is None else min(common_prefix_length(own.tokens, tokens), n_max))
-        if not self.limits.shares_prefixes:
-            return best
-        for other in self._cells.values():
-            if other is own or other.salt != salt:
-                continue
-            n_tokens = min(common_prefix_length(other.sharable(), tokens), n_max)
-            if n_tokens >= best.n_tokens + N_TOKENS_SHARED_MIN:
-                best = _Source(other, n_tokens)
-        return best
-
-    def _victim(self, candidates: Iterator[_Cells]) -> _Cells | None:
-        found = list(candidates)
-        return self._choose(found, self.limits.deletion_strategy) if found else None
-
-    def _choose(self, owners: Sequence[_Cells], strategy: CacheStrategy) -> _Cells:
-        candidates = [Candidate(each.session_id, each.tokens, each.created, each.last_use) for each in owners]
-        return self._cells[choose_victim(strategy, candidates, self._now).session_id]
+    def _best_source(self, session_id: int, salt: str, tokens: Sequence[int]) -> Source:
+        others = self._cells.values() if self.limits.shares_prefixes else ()
+        return best_source(self._cells.get(session_id), others, salt, tokens)
 
     # Moving. Each of these changes the books and says what the engine has to do.
 
-    def _make_room(self, stream: int, session_id: int) -> Iterator[KvOperation]:
-        """Whoever else lies in a stream goes to host memory, or is forgotten where that is not worth it."""
-        owner = self._streams[stream]
-        if owner is None or owner.session_id == session_id:
-            return
+    def _vacate(self, owner: CachedSession, stream: int) -> tuple[KvOperation, ...]:
+        """Who lies in a stream goes to host memory, or is forgotten where that is not worth it. The cells stay as they
+        are until something else is done to the stream."""
         self._streams[stream] = None
+        self._count_evicted(owner)
         if self.limits.n_host_bytes_max == 0 or len(owner.tokens) < N_TOKENS_SHARED_MIN:
-            del self._cells[owner.session_id]
-            return
+            self._drop(owner)
+            return ()
         owner.stream = None
-        yield SaveState(stream, owner.session_id)
+        return (SaveState(stream, owner.session_id),)
 
-    def _fill(self, stream: int, source: _Source, lies_there: _Cells | None) -> Iterator[KvOperation]:
+    def _fill(self, stream: int, source: Source, lies_there: CachedSession | None) -> Iterator[KvOperation]:
         """Bring the source's tokens into a stream in which ``lies_there``'s still lie."""
         cells, n_tokens = source.cells, source.n_tokens
         n_lying = 0 if lies_there is None else len(lies_there.tokens)
@@ -315,25 +355,41 @@ class StreamPool:
         if n_lying > n_tokens:
             yield RemoveTail(stream, n_tokens)
 
-    def _forget_old_place(self, own: _Cells | None, stream: int) -> Iterator[KvOperation]:
+    def _forget_old_place(self, own: CachedSession | None, stream: int) -> Iterator[KvOperation]:
         """The session's cells are in ``stream`` now: where they were before is free."""
         if own is None or own.stream == stream:
             return
         if own.stream is None:
+            self._n_host_bytes -= own.n_host_bytes
             own.n_host_bytes = 0
             yield DropHostState(own.session_id)
         else:
             self._streams[own.stream] = None
             yield RemoveTail(own.stream, 0)
 
-    def _trim_or_forget(self, cells: _Cells, n_excess: int) -> tuple[KvOperation, ...]:
+    def _trim_or_forget(self, cells: CachedSession, n_excess: int) -> tuple[KvOperation, ...]:
         n_left = len(cells.tokens) - n_excess
         if not self.limits.trims_tails or cells.stream is None or n_left < N_TOKENS_SHARED_MIN:
-            return self.forget_session(cells.session_id)
-        del cells.tokens[n_left:]
-        return (RemoveTail(cells.stream, n_left),)
+            return self._forget(cells.session_id)
+        return self.cut_tail(cells.stream, n_left)
 
-    def _in(self, stream: int) -> _Cells:
+    def _drop(self, cells: CachedSession) -> None:
+        del self._cells[cells.session_id]
+        self._n_tokens_cached -= len(cells.tokens)
+        self._n_host_bytes -= cells.n_host_bytes
+
+    def _count_evicted(self, cells: CachedSession, n_tokens_max: int | None = None) -> None:
+        n_tokens = len(cells.tokens[:n_tokens_max])
+        self.n_tokens_evicted += n_tokens
+        self._evicted[cells.session_id] = self._evicted.get(cells.session_id, 0) + n_tokens
+
+    def _account(self, operations: Iterable[KvOperation]) -> None:
+        """Keep the books of a unified cache's cells. Called before those of the sessions change."""
+        if self._shared is not None:
+            for operation in operations:
+                self._shared.apply(operation, self.n_tokens_of)
+
+    def _in(self, stream: int) -> CachedSession:
         cells = self._streams[stream]
         if cells is None:
             raise InvalidArgument(f"stream {stream} belongs to no session")

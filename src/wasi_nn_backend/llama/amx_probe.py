@@ -171,14 +171,15 @@ def _write_cache(path: Path | None, key: str, works: bool) -> None:
         return  # a cache that cannot be written costs another probe next time, nothing else
 
 
-def default_cache_path(environ: dict[str, str] | None = None) -> Path | None:
+def default_cache_path(environ: dict[str, str] | None = None, *, file_name: str = "amx.json") -> Path | None:
+    """A file in the user's cache folder; None for a user who has none."""
     values = os.environ if environ is None else environ
     base = values.get("XDG_CACHE_HOME") or ""
     if os.path.isabs(base):  # the specification: ignore relative ones
-        return Path(base) / "wasi-nn-backend" / "amx.json"
+        return Path(base) / "wasi-nn-backend" / file_name
     try:
-        return Path.home() / ".cache" / "wasi-nn-backend" / "amx.json"
-    except RuntimeError:  # a user without a home
+        return Path.home() / ".cache" / "wasi-nn-backend" / file_name
+    except RuntimeError:
         return None
 
 

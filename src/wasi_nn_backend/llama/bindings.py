@@ -11,8 +11,9 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-__all__ = ["libc", "native"]
+__all__ = ["libc", "library_files", "native"]
 
 
 #: How long an OpenMP thread spins where it waits for the others before it sleeps, in libgomp's loop counts.
@@ -50,3 +51,9 @@ with _short_spinning():
 
 #: The C library: some of its functions serve as callbacks into which llama.cpp can call without entering Python.
 libc = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
+
+
+def library_files() -> list[Path]:
+    """The shared libraries of this llama.cpp, sorted."""
+    folder = Path(native._lib._name).parent
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())

@@ -11,48 +11,18 @@ import numpy.typing as npt
 
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedOperation
 from wasi_nn_backend.llama import state
-from wasi_nn_backend.llama.bindings import libc, native
+from wasi_nn_backend.llama.bindings import native
 from wasi_nn_backend.llama.candidates import CandidateFinder, Candidates
 from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, to_native
+from wasi_nn_backend.llama.context_parts import AbortFlag, BatchArrays, open_context
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus
 from wasi_nn_backend.llama.log_bridge import LogBridge
 from wasi_nn_backend.llama.owner import Hold, Owner, Resource
+from wasi_nn_backend.llama.shared_cells import SharedCells
 
 __all__ = ["NativeContext"]
 
 _MAX_POSITION = 2**31 - 1
-
-
-class _BatchArrays:
-    """The arrays behind a ``llama_batch``, allocated once and filled by slice assignment, which loops in C."""
-
-    def __init__(self, n_batch: int) -> None:
-        self._tokens: Any = (ctypes.c_int32 * n_batch)()
-        self._positions: Any = (ctypes.c_int32 * n_batch)()
-        self._sequence_ids: Any = (ctypes.c_int32 * n_batch)()
-        self._wants_logits: Any = (ctypes.c_int8 * n_batch)()
-        # Every token belongs to exactly one sequence: the counts are all 1, the pointers run along the ids.
-        self._n_ids = (ctypes.c_int32 * n_batch)(*([1] * n_batch))
-        base, step = ctypes.addressof(self._sequence_ids), ctypes.sizeof(ctypes.c_int32)
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        addresses = (ctypes.c_void_p * (n_batch + 1))(*range(base, base + n_batch * step, step), None)
-        self._id_pointers = ctypes.cast(addresses, ctypes.POINTER(pointer))
-        self._batch = native.llama_batch(
-            token=self._tokens,
-            pos=self._positions,
-            n_seq_id=self._n_ids,
-            seq_id=self._id_pointers,
-            logits=self._wants_logits,
-        )
-
-    def fill(self, batch: DecodeBatch) -> Any:
-        n = len(batch)
-        self._tokens[:n] = batch.tokens
-        self._positions[:n] = batch.positions
-        self._sequence_ids[:n] = batch.sequence_ids
-        self._wants_logits[:n] = batch.wants_logits
-        self._batch.n_tokens = n
-        return self._batch
 
 
 class NativeContext(Owner):
@@ -63,40 +33,26 @@ class NativeContext(Owner):
 
     def __init__(self, model: Resource, facts: ModelFacts, params: ContextParams, log: LogBridge) -> None:
         native_params = to_native(params, facts)
-        # The abort callback is the C library's strlen over a buffer that holds "" or "\1": llama.cpp asks before every
-        # node of the graph, some thousand times a step, and a Python callback would take the GIL each time, from
-        # whatever thread. One byte is written to ask for the abort; no lock is needed.
-        self._abort_flag = (ctypes.c_uint8 * 2)()
-        self._abort_callback = ctypes.cast(libc.strlen, native.ggml_abort_callback)
-        native_params.abort_callback = self._abort_callback
-        native_params.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
-        pointer = None
-        try:
-            with Hold(model) as model_pointer, log.collector() as collector:
-                pointer = native.llama_init_from_model(model_pointer, native_params)
-        except BaseException:  # a signal arrived in the log callback
-            if pointer:
-                native.llama_free(pointer)
-            raise
-        if not pointer:
-            raise InvalidArgument(
-                f"llama.cpp refused a context of {params.n_sequences} x {params.n_ctx} tokens for {facts.name}: "
-                f"{collector.reason()}"
-            )
+        self._abort = AbortFlag(native_params)
+        pointer = open_context(model, facts.name, params, native_params, log)
         super().__init__(Resource(f"a context of {facts.name}", pointer, native.llama_free, parent=model))
         self._memory = native.llama_get_memory(pointer)
         if not self._memory:
             self.close()
             raise UnsupportedOperation(f"{facts.name} has no KV memory: it is no model that continues a text")
-        self._fingerprint = state.fingerprint(
-            (facts.fingerprint, params.cache_type_k, params.cache_type_v, params.n_sequences)
-        )
+        is_unified = params.kv_layout == "unified"
+        n_streams = 1 if is_unified else params.n_sequences
+        self._fingerprint = state.fingerprint((facts.fingerprint, params.cache_type_k, params.cache_type_v, n_streams))
         self._n_vocab = facts.n_vocab
         self._n_swa = facts.n_swa
+        self._is_recurrent = facts.is_recurrent
         self._n_sequences = params.n_sequences
-        self._n_ctx = int(native.llama_n_ctx_seq(pointer))
+        self._n_cells = int(native.llama_n_ctx(pointer))
+        # llama.cpp takes all cells of the unified layout for the window of each sequence.
+        self._n_ctx = params.n_ctx if is_unified else int(native.llama_n_ctx_seq(pointer))
+        self._shared_cells = SharedCells(params.n_sequences) if is_unified else None
         self._n_batch = int(native.llama_n_batch(pointer))
-        self._arrays = _BatchArrays(self._n_batch)
+        self._arrays = BatchArrays(self._n_batch)
         self._decode_log = log.collector(quiet=True)
         self._shift_is_pending = False
         self._copy_is_pending = False
@@ -107,6 +63,10 @@ class NativeContext(Owner):
     @property
     def n_ctx(self) -> int:
         return self._n_ctx
+
+    @property
+    def n_cells(self) -> int:
+        return self._n_cells
 
     @property
     def n_sequences(self) -> int:
@@ -128,12 +88,14 @@ class NativeContext(Owner):
     def decode(self, batch: DecodeBatch) -> DecodeStatus:
         """Run one batch: see ``Context.decode``.
 
-        NO_ROOM leaves the memory as it was. A gap in a sequence's positions and failures of llama.cpp raise
-        ``RuntimeFailure``. After ABORTED the ubatches before the stopped one are in the memory.
+        NO_ROOM leaves the cells as they were: llama.cpp looks for places for all ubatches (``init_batch``) before it
+        computes the first, and takes back those that it had found. Copies and shifts that were put off are carried out
+        all the same. A gap in a sequence's positions and failures of llama.cpp raise ``RuntimeFailure``. After ABORTED
+        the ubatches before the stopped one are in the memory.
         """
         self._check(batch)
         with self._native() as pointer, self._decode_log as log:
-            self._abort_flag[0] = 0
+            self._abort.lower()
             self._logits_rows = {}
             result = self._decode(pointer, self._arrays.fill(batch))
             if result == 0:
@@ -162,9 +124,9 @@ class NativeContext(Owner):
         if not self._shift_is_pending:
             result = int(native.llama_decode(pointer, native_batch))
         else:
-            native.llama_set_abort_callback(pointer, native.ggml_abort_callback(), None)
+            self._abort.detach(pointer)
             result = int(native.llama_decode(pointer, native_batch))
-            native.llama_set_abort_callback(pointer, self._abort_callback, ctypes.addressof(self._abort_flag))
+            self._abort.attach(pointer)
         if result != -1:  # -1: the batch was refused before anything was done
             self._shift_is_pending = self._copy_is_pending = False
         return result
@@ -207,7 +169,10 @@ class NativeContext(Owner):
         with self._native():
             if not self._window_survives(sequence_id, first_position, end_position):
                 return False
-            return bool(native.llama_memory_seq_rm(self._memory, sequence_id, first_position, end_position))
+            removed = bool(native.llama_memory_seq_rm(self._memory, sequence_id, first_position, end_position))
+            if removed and end_position < 0 and self._shared_cells is not None:
+                self._shared_cells.removed(sequence_id, first_position)
+            return removed
 
     def _window_survives(self, sequence_id: int, first_position: int, end_position: int) -> bool:
         """Whether a sequence cut at ``first_position`` keeps the cells that sliding-window layers look back at.
@@ -223,33 +188,66 @@ class NativeContext(Owner):
         least = int(native.llama_memory_seq_pos_min(self._memory, sequence_id))
         return least <= max(0, first_position - self._n_swa)
 
-    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> None:
-        """Make the target the copy of a range of the source, whatever it held. The data moves at the next decode.
+    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> bool:
+        """See ``Context.copy``. In streams the data moves at the next decode.
 
-        llama.cpp copies whole streams only and aborts when asked for less: the rest is removed from the target.
+        There llama.cpp copies whole streams only and aborts when asked for less: the rest is removed from the target.
         """
         self._check_sequence(source_id)
         self._check_sequence(target_id)
         with self._native():
+            if end_position >= 0 and not self._window_survives(source_id, end_position, -1):
+                self._clear(target_id)
+                return False
             if source_id != target_id:
-                native.llama_memory_seq_rm(self._memory, target_id, -1, -1)
+                self._clear(target_id)
                 native.llama_memory_seq_cp(self._memory, source_id, target_id, -1, -1)
-                self._copy_is_pending = True
+                self._record_copy(source_id, target_id)
             if first_position > 0:
                 native.llama_memory_seq_rm(self._memory, target_id, 0, first_position)
             if end_position >= 0:
                 native.llama_memory_seq_rm(self._memory, target_id, end_position, -1)
+                if self._shared_cells is not None:
+                    self._shared_cells.removed(target_id, end_position)
+            return True
 
-    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> None:
-        """Raises ``UnsupportedOperation`` where ``can_shift`` is false. The keys are rotated at the next decode."""
+    def _record_copy(self, source_id: int, target_id: int) -> None:
+        if self._shared_cells is None:
+            self._copy_is_pending = True
+        else:
+            last = int(native.llama_memory_seq_pos_max(self._memory, source_id))
+            self._shared_cells.copied(source_id, target_id, last + 1)
+
+    def _clear(self, sequence_id: int) -> None:
+        native.llama_memory_seq_rm(self._memory, sequence_id, -1, -1)
+        if self._shared_cells is not None:
+            self._shared_cells.removed(sequence_id, 0)
+
+    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> bool:
+        """See ``Context.shift``. The keys are rotated at the next decode."""
         self._check_sequence(sequence_id)
         if not self.can_shift:
             raise UnsupportedOperation(f"{self._resource.name} cannot move cached tokens: turn context_shifting off")
         if not -_MAX_POSITION <= delta <= _MAX_POSITION - max(0, self.last_position(sequence_id)):
             raise InvalidArgument(f"a shift by {delta} leads out of the range of positions")
-        with self._native():
+        with self._native() as pointer, self._decode_log:
+            if not self._take_apart(pointer, sequence_id, first_position):
+                return False
             native.llama_memory_seq_add(self._memory, sequence_id, first_position, end_position, delta)
             self._shift_is_pending = True
+            if self._shared_cells is not None:  # where tokens moved down to, there was nothing
+                self._shared_cells.removed(sequence_id, first_position + min(0, delta))
+            return True
+
+    def _take_apart(self, pointer: int, sequence_id: int, first_position: int) -> bool:
+        """Make sure that nobody else owns a sequence's cells from ``first_position`` on."""
+        if self._shared_cells is None or self._shared_cells.end(sequence_id) <= first_position:
+            return True
+        if self._is_recurrent:  # its state beside the cells has no place for the spare sequences
+            return False
+        self._carry_out_pending(pointer)
+        # Where a window slides, a saved state leaves cells out: from its beginning on, so that it leaves no hole.
+        return self._shared_cells.make_own(pointer, sequence_id, 0 if self._n_swa else max(0, first_position))
 
     def last_position(self, sequence_id: int) -> int:
         self._check_sequence(sequence_id)
@@ -269,7 +267,7 @@ class NativeContext(Owner):
         self._check_sequence(sequence_id)
         with self._native() as pointer, self._decode_log:
             self._carry_out_pending(pointer)
-            native.llama_memory_seq_rm(self._memory, sequence_id, -1, -1)  # llama.cpp leaves it for an empty state
+            self._clear(sequence_id)  # llama.cpp leaves it for an empty state
             expected = state.restore(pointer, sequence_id, state_bytes, self._fingerprint)
             if expected is not None and expected == native.llama_memory_seq_pos_max(self._memory, sequence_id):
                 return True
@@ -288,7 +286,7 @@ class NativeContext(Owner):
         sequence_id = lasts.index(min(lasts))
         batch = DecodeBatch()
         batch.add([0], lasts[sequence_id] + 1, sequence_id, logits_for_last=False)
-        self._abort_flag[0] = 1
+        self._abort.raise_it()
         self._logits_rows = {}
         result = self._decode(pointer, self._arrays.fill(batch))
         if result == 0:
@@ -303,7 +301,7 @@ class NativeContext(Owner):
             native.llama_set_n_threads(pointer, n_threads, n_threads)
 
     def request_abort(self) -> None:
-        self._abort_flag[0] = 1
+        self._abort.raise_it()
 
     def _check_sequence(self, sequence_id: int) -> None:
         if not 0 <= sequence_id < self._n_sequences:

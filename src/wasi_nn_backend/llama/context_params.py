@@ -11,10 +11,11 @@ from wasi_nn_backend.llama.bindings import native
 from wasi_nn_backend.llama.host_memory import available_bytes
 from wasi_nn_backend.llama.interface import ContextParams
 from wasi_nn_backend.llama.kv_shape import KvShape, cache_type, is_quantised
+from wasi_nn_backend.llama.shared_cells import N_SPARE_SEQUENCES
 
-__all__ = ["MAX_THREADS", "ModelFacts", "round_up_n_ctx", "to_native"]
+__all__ = ["MAX_THREADS", "ModelFacts", "n_cells_rounded", "round_up_n_ctx", "to_native"]
 
-#: llama.cpp pads each sequence's window to this many cells.
+#: llama.cpp pads each sequence's window, or the cells that all share, to a multiple of this.
 _N_CTX_STEP = 256
 _MAX_CELLS = 2**31 - _N_CTX_STEP  # positions and cell indices are int32
 _MAX_BATCH = 2**20
@@ -25,12 +26,18 @@ _CELL_BYTES = 128
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a context has to know of its model."""
+    """What a context has to know of its model.
+
+    ``n_ctx_short_rope`` is the window up to which it rotates with one set of factors, and beyond it with another; None
+    for the models that have one set. ``is_recurrent``: it has state beside its cells (also where only in some layers).
+    """
 
     name: str
     n_vocab: int
     n_embd: int
     n_swa: int
+    n_ctx_short_rope: int | None
+    is_recurrent: bool
     kv_shape: KvShape
     on_gpu: bool
     fingerprint: bytes
@@ -40,9 +47,17 @@ def round_up_n_ctx(n_ctx: int) -> int:
     return -(-n_ctx // _N_CTX_STEP) * _N_CTX_STEP
 
 
+def n_cells_rounded(params: ContextParams) -> int:
+    """The cells of all sequences that llama.cpp will reserve."""
+    if params.kv_layout == "unified":
+        return round_up_n_ctx(params.n_cells_total)
+    return round_up_n_ctx(params.n_ctx) * params.n_sequences
+
+
 def to_native(params: ContextParams, facts: ModelFacts) -> Any:
     """A filled ``llama_context_params`` (callbacks unset). Raises ``InvalidArgument`` that names the key to change."""
     _check_ranges(params)
+    _check_cells(params, facts)
     type_k, type_v = cache_type(params.cache_type_k, "cache_type_k"), cache_type(params.cache_type_v, "cache_type_v")
     flash_attention = _flash_attention(params, facts)
     if is_quantised(type_v) and flash_attention != native.LLAMA_FLASH_ATTN_TYPE_ENABLED:
@@ -51,7 +66,7 @@ def to_native(params: ContextParams, facts: ModelFacts) -> Any:
         )
     _check_memory(params, facts, flash_attention)
     result = native.llama_context_default_params()
-    result.n_ctx = round_up_n_ctx(params.n_ctx) * params.n_sequences
+    result.n_ctx = n_cells_rounded(params)
     result.n_seq_max = params.n_sequences
     result.n_batch = params.n_batch
     result.n_ubatch = min(params.n_ubatch, params.n_batch)
@@ -59,8 +74,7 @@ def to_native(params: ContextParams, facts: ModelFacts) -> Any:
     result.type_k, result.type_v = int(type_k), int(type_v)
     result.flash_attn_type = flash_attention
     result.offload_kqv = params.offload_kqv
-    # One stream for each sequence: with a unified cache every token attends over the cells of all sequences.
-    result.kv_unified = False
+    result.kv_unified = params.kv_layout == "unified"
     # A ring of only the sliding window's size could neither be cut at its tail nor reused from a shared prefix.
     result.swa_full = True
     result.no_perf = True
@@ -81,7 +95,7 @@ def _set_rope(result: Any, params: ContextParams) -> None:
 
 
 def _flash_attention(params: ContextParams, facts: ModelFacts) -> int:
-    """``auto`` on a CPU means off: one step of 16 sequences of 1,000 tokens took 73 ms without and 204 ms with it.
+    """``auto`` on a CPU means off: who wants to know better asks ``choose_attention`` before.
 
     A quantised V cache works with flash attention only, so there ``auto`` means on.
     """
@@ -113,13 +127,40 @@ def _check_ranges(params: ContextParams) -> None:
             raise InvalidArgument(f"{key} is {getattr(params, key)}; it must be a finite number")
 
 
+def _check_cells(params: ContextParams, facts: ModelFacts) -> None:
+    """What only one of the layouts can do."""
+    if params.kv_layout == "streams":
+        if params.n_cells not in (None, params.n_ctx * params.n_sequences):
+            raise InvalidArgument(
+                f"n_cells is {params.n_cells}, but streams have {params.n_ctx} cells each; leave it out, or set "
+                "memory.kv_layout to unified"
+            )
+        return
+    n_sequences_max = int(native.llama_max_parallel_sequences()) - N_SPARE_SEQUENCES
+    if params.n_sequences > n_sequences_max:
+        raise InvalidArgument(
+            f"n_sequences is {params.n_sequences}; in the unified KV layout it must be from 1 to {n_sequences_max}: "
+            "lower backend.max_concurrent or set memory.kv_layout to streams"
+        )
+    if not params.n_ctx <= params.n_cells_total <= _MAX_CELLS:
+        raise InvalidArgument(
+            f"n_cells is {params.n_cells_total}; it must be from {params.n_ctx}, one sequence's window, to {_MAX_CELLS}"
+        )
+    n_ctx_short = facts.n_ctx_short_rope
+    if n_ctx_short is not None and params.n_ctx <= n_ctx_short < n_cells_rounded(params):
+        raise InvalidArgument(
+            f"{facts.name} has other rotation factors for more than {n_ctx_short} tokens, and llama.cpp would take "
+            f"them for {n_cells_rounded(params)} cells that several sequences share: set memory.kv_layout to streams"
+        )
+
+
 def _check_memory(params: ContextParams, facts: ModelFacts, flash_attention: int) -> None:
     """On a GPU llama.cpp itself finds out, and returns an error; the machine's own memory it takes without asking."""
     n_available_bytes = None if facts.on_gpu else available_bytes()
     if n_available_bytes is None:
         return
-    n_ctx = round_up_n_ctx(params.n_ctx)
-    n_cells = n_ctx * params.n_sequences
+    n_cells = n_cells_rounded(params)
+    n_ctx = n_cells if params.kv_layout == "unified" else round_up_n_ctx(params.n_ctx)  # what one token attends over
     type_k, type_v = cache_type(params.cache_type_k, "cache_type_k"), cache_type(params.cache_type_v, "cache_type_v")
     kv_bytes = n_cells * (facts.kv_shape.bytes_per_token(type_k, type_v) + _CELL_BYTES)
     # Measured: the compute buffer is the larger of one ubatch's logits and its attention mask plus, without flash
@@ -129,9 +170,9 @@ def _check_memory(params: ContextParams, facts: ModelFacts, flash_attention: int
     compute_bytes = 4 * n_ubatch * (max(facts.n_vocab, n_ctx * (n_heads + 1)) + 16 * facts.n_embd)
     if kv_bytes + compute_bytes > n_available_bytes:
         raise InvalidArgument(
-            f"a context of {params.n_sequences} x {n_ctx} tokens of {facts.name} needs {_gib(kv_bytes)} of KV cache "
-            f"and {_gib(compute_bytes)} to compute, and {_gib(n_available_bytes)} are free; lower n_ctx, the number of "
-            "sequences or n_ubatch, or choose a smaller cache_type_k and cache_type_v"
+            f"a context of {params.n_sequences} x {params.n_ctx} tokens of {facts.name} needs {_gib(kv_bytes)} of "
+            f"KV cache and {_gib(compute_bytes)} to compute, and {_gib(n_available_bytes)} are free; lower n_ctx, the "
+            "number of sequences or n_ubatch, or choose a smaller cache_type_k and cache_type_v"
         )
 
 

@@ -19,11 +19,15 @@ from wasi_nn_backend.llama.kv_shape import KvShape
 
 __all__ = ["GgufSummary", "read_gguf_summary"]
 
-#: Encoders, diffusion models and helpers of other models: llama.cpp loads them, but they have no KV memory or need
-#: another model's, so that they cannot continue a text.
-_NOT_GENERATIVE = {
+#: Models that only turn texts into vectors. They have no KV memory.
+_ENCODERS = {
     "bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "eurobert",
-    "gemma-embedding", "t5", "t5encoder", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1", "eagle3", "dflash",
+    "gemma-embedding",
+}  # fmt: skip
+#: Models that want their input in two parts, diffusion models and helpers of other models: llama.cpp loads them, but
+#: they neither continue a text nor give vectors of one.
+_NEITHER = {
+    "t5", "t5encoder", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1", "eagle3", "dflash",
     "gemma4-assistant",
 }  # fmt: skip
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -36,7 +40,9 @@ class GgufSummary:
     """What a GGUF language model says of itself. Counts are of the whole file; of its first part where it is split.
 
     ``file_type`` is the quantisation as llama.cpp names it ("MOSTLY_Q4_K_M"), "unknown" where the file does not say.
-    ``n_kv_heads`` has one entry a layer. ``values`` are all scalar and string keys and short integer arrays.
+    ``n_kv_heads`` has one entry a layer. ``n_ctx_short_rope`` is the window up to which a model with two sets of
+    rotation factors takes the first, None for the others. ``values`` are all scalar and string keys and short integer
+    arrays.
     """
 
     path: Path
@@ -47,6 +53,7 @@ class GgufSummary:
     n_params: int
     n_tensors: int
     n_ctx_train: int
+    n_ctx_short_rope: int | None
     n_vocab: int
     n_layers: int
     n_embd: int
@@ -58,6 +65,22 @@ class GgufSummary:
     tokenizer: str
     chat_template: str | None
     values: Mapping[str, Value]
+
+    @property
+    def is_encoder(self) -> bool:
+        """It gives embeddings and cannot continue a text."""
+        return self.architecture in _ENCODERS
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token looks back only."""
+        return self.values.get(f"{self.architecture}.attention.causal", True) is not False
+
+    @property
+    def pooling_type(self) -> int:
+        """How the vectors of a text's tokens become one: llama.cpp's number, 0 for not at all."""
+        pooling_type = self.values.get(f"{self.architecture}.pooling_type", -1)
+        return pooling_type if isinstance(pooling_type, int) and pooling_type > 0 else 0
 
     @property
     def kv_shape(self) -> KvShape:
@@ -95,7 +118,7 @@ def _check_kind(header: GgufHeader, path: Path) -> None:
         fault = f"its general.type is {kind!r}"
     elif architecture is None:
         fault = "it names no architecture"
-    elif architecture in _NOT_GENERATIVE:
+    elif architecture in _NEITHER:
         fault = f"models of the architecture {architecture!r} do not continue a text"
     elif not header.tensors:
         fault = "it holds a vocabulary and no weights"
@@ -164,6 +187,7 @@ def _sum_up(header: GgufHeader, architecture: str, path: Path) -> GgufSummary:
         n_params=sum(tensor.n_values for tensor in header.tensors),
         n_tensors=len(header.tensors),
         n_ctx_train=header.integer(f"{architecture}.context_length"),
+        n_ctx_short_rope=_n_ctx_short_rope(header, architecture),
         n_vocab=header.array_lengths["tokenizer.ggml.tokens"],
         n_layers=header.integer(f"{architecture}.block_count"),
         n_embd=n_embd,
@@ -176,6 +200,13 @@ def _sum_up(header: GgufHeader, architecture: str, path: Path) -> GgufSummary:
         chat_template=header.text("tokenizer.chat_template"),
         values=header.values,
     )
+
+
+def _n_ctx_short_rope(header: GgufHeader, architecture: str) -> int | None:
+    if not any("rope_factors_long" in tensor.name for tensor in header.tensors):
+        return None
+    n_ctx_train = header.integer(f"{architecture}.context_length")
+    return header.integer(f"{architecture}.rope.scaling.original_context_length", n_ctx_train)
 
 
 def _per_layer(header: GgufHeader, key: str) -> tuple[int, ...]:

@@ -16,7 +16,10 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from wasi_nn_backend.llama.embedding_interface import EmbeddingContext
+
 __all__ = [
+    "AttentionChoice",
     "Context",
     "ContextParams",
     "DecodeBatch",
@@ -41,6 +44,11 @@ __all__ = [
 
 #: Called with the fraction loaded, 0.0 to 1.0. Returning False, and nothing else, cancels the load.
 ProgressCallback = Callable[[float], bool | None]
+
+
+#: ``streams``: every sequence has cells of its own. ``unified``: all sequences take theirs from one pool, and a token
+#: attends over every used cell of it, those of other sequences masked.
+KvLayout = Literal["streams", "unified"]
 
 
 class DecodeStatus(enum.Enum):
@@ -69,8 +77,9 @@ class ModelParams:
 class ContextParams:
     """What decides the shape of one llama context.
 
-    ``n_ctx`` is one sequence's window in tokens; the native context is created with ``n_ctx * n_sequences`` cells.
-    Negative or zero RoPE and YaRN values mean the model's own. ``cache_type_*`` are ggml type names such as ``f16``.
+    ``n_ctx`` is one sequence's window in tokens. ``n_cells`` is how many cells the sequences of the unified layout
+    share, ``n_ctx`` or more; None means ``n_ctx * n_sequences``, which streams always have. Negative or zero RoPE and
+    YaRN values mean the model's own. ``cache_type_*`` are ggml type names such as ``f16``.
     """
 
     n_ctx: int
@@ -79,6 +88,8 @@ class ContextParams:
     n_ubatch: int = 512
     n_threads: int = 1
     flash_attention: Literal["auto", "on", "off"] = "auto"
+    kv_layout: KvLayout = "streams"
+    n_cells: int | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     offload_kqv: bool = True
@@ -90,6 +101,23 @@ class ContextParams:
     yarn_beta_fast: float = -1.0
     yarn_beta_slow: float = -1.0
     yarn_orig_ctx: int = 0
+
+    @property
+    def n_cells_total(self) -> int:
+        """Cells of all sequences, before llama.cpp rounds them up."""
+        return self.n_ctx * self.n_sequences if self.n_cells is None else self.n_cells
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionChoice:
+    """How a context should keep and read its cells. ``flash_attention`` is ``auto`` only where llama.cpp decides (GPU).
+
+    ``reason`` continues a sentence such as "chose streams without flash attention: ...".
+    """
+
+    kv_layout: KvLayout
+    flash_attention: Literal["auto", "on", "off"]
+    reason: str
 
 
 @dataclass(slots=True)
@@ -252,11 +280,25 @@ class Model(Protocol):
     @property
     def n_weight_bytes(self) -> int: ...
 
+    @property
+    def can_generate(self) -> bool:
+        """False for an encoder, which gives embeddings only."""
+
     def kv_bytes_per_token(self, cache_type_k: str, cache_type_v: str) -> int:
         """An estimate of what one token costs in one sequence's cache, from the model's own numbers."""
 
+    def choose_attention(self, params: ContextParams, layouts: Sequence[KvLayout]) -> AttentionChoice:
+        """The best of ``layouts`` for the sequences of ``params``, and flash attention or not where that is ``auto``.
+
+        ``params.n_cells`` is what the memory allows, perhaps less than all sequences' windows; ``params.kv_layout`` is
+        not read. Measures for half a second at most, once for a machine, and nothing that the caller has fixed.
+        """
+
     def create_context(self, params: ContextParams) -> Context:
         """Raises ``InvalidArgument`` when llama.cpp refuses the parameters or cannot get the memory."""
+
+    def create_embedding_context(self, params: ContextParams) -> EmbeddingContext:
+        """Raises ``InvalidArgument`` as ``create_context`` does, ``UnsupportedOperation`` (it has no embeddings)."""
 
     def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler: ...
 
@@ -269,7 +311,14 @@ class Context(Protocol):
 
     @property
     def n_ctx(self) -> int:
-        """One sequence's window in tokens, as llama.cpp rounded it (never less than asked for)."""
+        """One sequence's window in tokens, never less than asked for: llama.cpp rounds it up in streams.
+
+        Nothing keeps a sequence of the unified layout inside of its window but the caller.
+        """
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of all sequences together, as llama.cpp rounded them. In streams each has its share, ``n_ctx``."""
 
     @property
     def n_sequences(self) -> int: ...
@@ -284,7 +333,10 @@ class Context(Protocol):
     def decode(self, batch: DecodeBatch) -> DecodeStatus:
         """Run one batch. Longer than ``n_batch``, empty, or with ids out of range: ``InvalidArgument`` before the call.
 
-        After ABORTED an unknown part of the batch is in the memory: remove what was not committed.
+        NO_ROOM leaves every cell as it was, also where a part of the batch would have found room: places are found for
+        the whole batch before anything is computed. In streams it means that a sequence's own cells are full, in the
+        unified layout that fewer cells are free than the batch has tokens. After ABORTED an unknown part of the batch
+        is in the memory: remove what was not committed.
         """
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
@@ -293,9 +345,20 @@ class Context(Protocol):
     def remove(self, sequence_id: int, first_position: int, end_position: int = -1) -> bool:
         """Forget positions [first, end) of a sequence (-1: to the end). False where the memory cannot cut there."""
 
-    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> None: ...
+    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> bool:
+        """Make the target the copy of positions [first, end) of the source, whatever it held.
 
-    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> None: ...
+        In the unified layout both have the same cells from then on, at no cost, and a cell is free when its last owner
+        has removed it. False, and an empty target, where the source no longer has what a sequence that ends there would
+        look back at (a sliding window).
+        """
+
+    def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> bool:
+        """Add ``delta`` to the positions [first, end). Raises ``UnsupportedOperation`` where ``can_shift`` is false.
+
+        A cell has one position for all its owners. So cells from ``first_position`` on that other sequences may share
+        (unified layout) are copied to free ones first. False, and nothing has changed, when there are not enough.
+        """
 
     def last_position(self, sequence_id: int) -> int:
         """The highest position cached, -1 for none."""
@@ -303,7 +366,7 @@ class Context(Protocol):
     def save_sequence(self, sequence_id: int) -> bytes: ...
 
     def restore_sequence(self, sequence_id: int, state: bytes) -> bool:
-        """False when llama.cpp does not accept the state (another model, another version, no room)."""
+        """False, and an empty sequence, when the state is not accepted (another model, version or layout, no room)."""
 
     def set_n_threads(self, n_threads: int) -> None: ...
 

@@ -7,15 +7,14 @@ import functools
 import logging
 import os
 import threading
-from pathlib import Path
 
 from wasi_nn_backend.llama import amx_probe
-from wasi_nn_backend.llama.bindings import native
+from wasi_nn_backend.llama.bindings import library_files, native
 from wasi_nn_backend.llama.interface import ModelParams, ProgressCallback
 from wasi_nn_backend.llama.log_bridge import LogBridge
 from wasi_nn_backend.llama.model import NativeModel
 
-__all__ = ["NativeLlama", "library_files", "load_llama"]
+__all__ = ["NativeLlama", "load_llama"]
 
 _LOCK = threading.Lock()
 
@@ -90,12 +89,6 @@ class NativeLlama:
                     self._logger.warning("%s", verdict.warning)
                 self._use_extra_buffers = verdict.use_extra_buffers
             return self._use_extra_buffers
-
-
-def library_files() -> list[Path]:
-    """The shared libraries of this llama.cpp, sorted."""
-    folder = Path(native._lib._name).parent
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
 
 
 def _build_commit() -> str:

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from wasi_nn_backend.errors import Cancelled, InvalidArgument, UnsupportedOperation
-from wasi_nn_backend.llama import state
-from wasi_nn_backend.llama.bindings import native
+from wasi_nn_backend.llama import amx_probe, attention_choice, attention_probe, state
+from wasi_nn_backend.llama.bindings import library_files, native
 from wasi_nn_backend.llama.context import NativeContext
 from wasi_nn_backend.llama.context_params import ModelFacts
+from wasi_nn_backend.llama.embedding_context import NativeEmbeddingContext
 from wasi_nn_backend.llama.gguf_file import GgufSummary, read_gguf_summary
-from wasi_nn_backend.llama.interface import ContextParams, ModelParams, ProgressCallback, Sampler, SamplerStage
+from wasi_nn_backend.llama.interface import (
+    AttentionChoice,
+    ContextParams,
+    KvLayout,
+    ModelParams,
+    ProgressCallback,
+    Sampler,
+    SamplerStage,
+)
 from wasi_nn_backend.llama.kv_shape import cache_type
 from wasi_nn_backend.llama.log_bridge import LogBridge
 from wasi_nn_backend.llama.owner import Owner, Resource
 from wasi_nn_backend.llama.sampler import open_sampler
+from wasi_nn_backend.llama.shared_cells import N_SPARE_SEQUENCES
 from wasi_nn_backend.llama.vocab import NativeVocabulary
 
 __all__ = ["NativeModel"]
 
 _SPLIT_MODES = {"none": "LLAMA_SPLIT_MODE_NONE", "layer": "LLAMA_SPLIT_MODE_LAYER", "row": "LLAMA_SPLIT_MODE_ROW"}
-_MAX_GPU_LAYERS = 2**31 - 1
+_MAX_INT32 = 2**31 - 1
 
 
 class NativeModel(Owner):
@@ -46,7 +58,7 @@ class NativeModel(Owner):
         self._summary = summary
         if native.llama_model_has_encoder(pointer) or not native.llama_model_has_decoder(pointer):
             self.close()
-            raise UnsupportedOperation(f"{params.path} has an encoder; only models that continue a text can be run")
+            raise UnsupportedOperation(f"{params.path} has an encoder beside its decoder; such models cannot be run")
         self._read_facts(pointer, params)
 
     def _read_facts(self, pointer: int, params: ModelParams) -> None:
@@ -62,6 +74,8 @@ class NativeModel(Owner):
             n_vocab=self._vocabulary.n_tokens,
             n_embd=self._n_embd,
             n_swa=int(native.llama_model_n_swa(pointer)),
+            n_ctx_short_rope=self._summary.n_ctx_short_rope,
+            is_recurrent=bool(native.llama_model_is_recurrent(pointer) or native.llama_model_is_hybrid(pointer)),
             kv_shape=self._summary.kv_shape,
             on_gpu=params.n_gpu_layers != 0 and bool(native.llama_supports_gpu_offload()),
             fingerprint=state.fingerprint((*self._metadata.items(), self._n_params, self._n_weight_bytes)),
@@ -105,14 +119,58 @@ class NativeModel(Owner):
     def n_weight_bytes(self) -> int:
         return self._n_weight_bytes
 
+    @property
+    def can_generate(self) -> bool:
+        return not self._summary.is_encoder
+
     def kv_bytes_per_token(self, cache_type_k: str, cache_type_v: str) -> int:
         """Raises ``InvalidArgument`` for a name that is no cache type."""
         types = cache_type(cache_type_k, "cache_type_k"), cache_type(cache_type_v, "cache_type_v")
-        return self._facts.kv_shape.bytes_per_token(*types)
+        return self._facts.kv_shape.bytes_per_token(*types) if self.can_generate else 0
+
+    def choose_attention(self, params: ContextParams, layouts: Sequence[KvLayout]) -> AttentionChoice:
+        facts = self._facts
+        n_cells_unified_max = 0 if facts.is_recurrent else facts.n_ctx_short_rope or _MAX_INT32
+        return attention_choice.choose(
+            attention_choice.AttentionFacts(
+                architecture=self._summary.architecture,
+                kv_shape=facts.kv_shape,
+                n_swa=facts.n_swa,
+                n_params=self._n_params,
+                n_weight_bytes=self._n_weight_bytes,
+                on_gpu=facts.on_gpu,
+                n_sequences_unified_max=int(native.llama_max_parallel_sequences()) - N_SPARE_SEQUENCES,
+                n_cells_unified_max=n_cells_unified_max,
+            ),
+            params,
+            layouts,
+            attention_choice.ProbeEnvironment(
+                override=os.environ.get(attention_choice.OVERRIDE),
+                cpu_name=amx_probe.read_cpu().name,
+                library_hash=lambda: amx_probe.hash_files(library_files()),
+                cache_path=amx_probe.default_cache_path(file_name="attention.json"),
+                measure=self._measure_attention,
+            ),
+        )
+
+    def _measure_attention(
+        self,
+        work: attention_probe.AttentionWork,
+        options: Sequence[attention_probe.AttentionOption],
+        budget_s: float,
+    ) -> attention_probe.Samples:
+        def load(path: Path) -> NativeModel:
+            return NativeModel(ModelParams(path), self._log, use_extra_buffers=False)
+
+        return attention_probe.measure(work, options, load, time.perf_counter, budget_s)
 
     def create_context(self, params: ContextParams) -> NativeContext:
         with self._native():
             return NativeContext(self._resource, self._facts, params, self._log)
+
+    def create_embedding_context(self, params: ContextParams) -> NativeEmbeddingContext:
+        with self._native():
+            return NativeEmbeddingContext(self._resource, self._facts, self._summary, params, self._log)
 
     def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler:
         with self._native():
@@ -163,7 +221,7 @@ class _ProgressWatcher:
 
 def _native_params(params: ModelParams, *, use_extra_buffers: bool) -> Any:
     n_devices = int(native.llama_max_devices())
-    if not 0 <= params.n_gpu_layers <= _MAX_GPU_LAYERS:
+    if not 0 <= params.n_gpu_layers <= _MAX_INT32:
         raise InvalidArgument(f"n_gpu_layers is {params.n_gpu_layers}; it must be 0 or more")
     if len(params.tensor_split) > n_devices:
         raise InvalidArgument(

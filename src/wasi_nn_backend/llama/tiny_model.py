@@ -40,7 +40,11 @@ QUANTISATIONS = ("f32", "f16", "q8_0", "q4_0", "q4_1", "q4_K", "q5_K", "q6_K", "
 
 @dataclass(frozen=True, slots=True)
 class TinyShape:
-    """Rows of 32 values fit the plain quantisations, rows of 256 the K types."""
+    """Rows of 32 values fit the plain quantisations, rows of 256 the K types.
+
+    ``n_embd_head`` is the width of an attention head, None for the usual ``n_embd / n_heads``. ``pooling_type`` is how
+    the vectors of a text's tokens become one embedding, None for that of the last token.
+    """
 
     n_embd: int = 64
     n_ff: int = 128
@@ -48,6 +52,13 @@ class TinyShape:
     n_heads: int = 2
     n_kv_heads: int = 1
     n_ctx_train: int = 4096
+    n_embd_head: int | None = None
+    pooling_type: gguf.PoolingType | None = None
+    is_causal: bool = True
+
+    @property
+    def n_head_values(self) -> int:
+        return self.n_embd_head or self.n_embd // self.n_heads
 
 
 TINY_SHAPE = TinyShape()
@@ -87,8 +98,10 @@ def _ggml_type(name: str, shape: TinyShape) -> GGMLQuantizationType:
         raise InvalidArgument(f"{name!r} is no quantisation of a tiny model; choose from {', '.join(QUANTISATIONS)}")
     ggml_type = GGMLQuantizationType[name.upper()]
     n_block = GGML_QUANT_SIZES[ggml_type][0]
-    if shape.n_embd % n_block or shape.n_ff % n_block:
-        raise InvalidArgument(f"{name} has blocks of {n_block} values, which do not fit rows of {shape.n_embd}")
+    n_queries = shape.n_head_values * shape.n_heads
+    for n_row in (shape.n_embd, shape.n_ff, n_queries):
+        if n_row % n_block:
+            raise InvalidArgument(f"{name} has blocks of {n_block} values, which do not fit rows of {n_row}")
     return ggml_type
 
 
@@ -101,7 +114,14 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, shape: TinyShape, n_vocab: int
     writer.add_feed_forward_length(shape.n_ff)
     writer.add_head_count(shape.n_heads)
     writer.add_head_count_kv(shape.n_kv_heads)
-    writer.add_rope_dimension_count(shape.n_embd // shape.n_heads)
+    writer.add_rope_dimension_count(shape.n_head_values)
+    if shape.n_embd_head is not None:
+        writer.add_key_length(shape.n_embd_head)
+        writer.add_value_length(shape.n_embd_head)
+    if shape.pooling_type is not None:
+        writer.add_pooling_type(shape.pooling_type)
+    if not shape.is_causal:
+        writer.add_causal_attention(False)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(n_vocab)
@@ -137,14 +157,14 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
 
 def _matrices(shape: TinyShape, n_vocab: int) -> Iterator[tuple[str, int, int]]:
     """(name, rows, columns) of each weight matrix; a row is what one output value is computed with."""
-    n_kv = shape.n_embd // shape.n_heads * shape.n_kv_heads
+    n_queries, n_kv = shape.n_head_values * shape.n_heads, shape.n_head_values * shape.n_kv_heads
     yield "token_embd.weight", n_vocab, shape.n_embd
     yield "output.weight", n_vocab, shape.n_embd
     for layer in range(shape.n_layers):
-        yield f"blk.{layer}.attn_q.weight", shape.n_embd, shape.n_embd
+        yield f"blk.{layer}.attn_q.weight", n_queries, shape.n_embd
         yield f"blk.{layer}.attn_k.weight", n_kv, shape.n_embd
         yield f"blk.{layer}.attn_v.weight", n_kv, shape.n_embd
-        yield f"blk.{layer}.attn_output.weight", shape.n_embd, shape.n_embd
+        yield f"blk.{layer}.attn_output.weight", shape.n_embd, n_queries
         yield f"blk.{layer}.ffn_gate.weight", shape.n_ff, shape.n_embd
         yield f"blk.{layer}.ffn_up.weight", shape.n_ff, shape.n_embd
         yield f"blk.{layer}.ffn_down.weight", shape.n_embd, shape.n_ff

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from wasi_nn_backend.output.embedding import embedding_json
 from wasi_nn_backend.output.metadata import FinishReason, RunMetadata
 from wasi_nn_backend.output.text import TextAssembler
 
-__all__ = ["FinishReason", "RunMetadata", "TextAssembler"]
+__all__ = ["FinishReason", "RunMetadata", "TextAssembler", "embedding_json"]

@@ -11,7 +11,8 @@ __all__ = ["Request", "RequestState"]
 
 
 class RequestState(enum.Enum):
-    """waiting -> running -> finished; running -> paused -> waiting, when its consumer does not keep up."""
+    """waiting -> running -> finished; running -> paused -> waiting, when its consumer does not keep up; running ->
+    waiting, when it is interrupted for lack of cells."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -29,6 +30,8 @@ class Request:
 
     ``salt`` keeps tenants apart: prefixes are shared only among equal ones.
 
+    ``priority`` and ``arrival`` (set by the scheduler) say who is interrupted first: the lowest, and of those the last.
+
     ``credit_tokens`` is how many tokens may be generated before the consumer asks for more; None is no limit.
     """
 
@@ -37,6 +40,9 @@ class Request:
     tokens: list[int]
     credit_tokens: int | None = None
     salt: str = ""
+    priority: int = 0
+    arrival: int = 0
+    n_interruptions: int = 0
     n_tokens_prompt: int = 0
     n_tokens_generated: int = 0
     n_tokens_computed: int = 0

@@ -1,11 +1,16 @@
 """Continuous batching: each step takes one token of every running generation first, then prompt chunks.
 
 So a long prompt never stalls the others by more than one batch, and sequences join and leave between steps.
+
+Where all streams draw from one cache, cells can run out. Idle sessions leave theirs first; then the request of the
+lowest priority that came last is interrupted, and goes on where it was when there is room again. Who came first among
+the highest is never interrupted, so somebody always gets to an end.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from wasi_nn_backend.kvcache import Assignment, KvOperation, StreamPool, common_prefix_length
 from wasi_nn_backend.scheduler.plan import Chunk, StepPlan
@@ -15,11 +20,17 @@ __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """First come, first served, over the streams of a pool. Not thread-safe: the engine's thread owns it."""
+    """First come, first served, over the streams of a pool. Not thread-safe: the engine's thread owns it.
 
-    def __init__(self, pool: StreamPool, n_batch: int) -> None:
+    ``n_batch`` is the most tokens of a step, ``n_running_max`` the most requests that share one (None: as many as there
+    are streams).
+    """
+
+    def __init__(self, pool: StreamPool, n_batch: int, n_running_max: int | None = None) -> None:
         self._pool = pool
         self._n_batch = n_batch
+        self._n_running_max = n_running_max or pool.n_streams
+        self._n_added = 0
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
 
@@ -28,17 +39,26 @@ class Scheduler:
         """Whether ``plan`` would find something to decode."""
         return bool(self._running or self._waiting)
 
+    @property
+    def is_about_to_begin(self) -> bool:
+        """Whether requests wait and none runs: the only moment at which waiting for more delays none who generates."""
+        return bool(self._waiting) and not self._running
+
     def add(self, request: Request) -> None:
+        self._n_added += 1
+        request.arrival = self._n_added
         request.state = RequestState.WAITING
         self._waiting.append(request)
 
     def plan(self) -> StepPlan:
         """Admit what fits, then fill one batch."""
-        operations = self._admit()
+        operations = [*self._admit(), *self._secure_cells()]
         n_left = self._n_batch
+        if (n_cells_free := self._pool.n_cells_free) is not None:
+            n_left = max(1, min(n_left, n_cells_free))  # at least one: llama.cpp has the last word on its cells
         generating = [r for r in self._running if r.n_tokens_pending == 1]
-        if len(generating) > self._n_batch:  # round robin: whom this batch leaves out comes first in the next one
-            generating = generating[: self._n_batch]
+        if len(generating) > n_left:  # round robin: whom this batch leaves out comes first in the next one
+            generating = generating[:n_left]
             self._running = [r for r in self._running if r not in generating] + generating
         prompting = [r for r in self._running if r.n_tokens_pending > 1]
         chunks = []
@@ -88,6 +108,23 @@ class Scheduler:
         request.n_tokens_computed -= n_discard
         request.n_tokens_shifted += n_discard
 
+    def shift_by_recomputing(self, request: Request, n_keep: int, n_discard: int) -> tuple[KvOperation, ...]:
+        """``shift`` where cells cannot be moved: what lies behind the cut is forgotten and becomes pending again."""
+        operations = () if request.stream is None else self._pool.cut_tail(request.stream, n_keep)
+        n_lost = request.n_tokens_computed - n_keep - n_discard
+        del request.tokens[n_keep : n_keep + n_discard]
+        request.n_tokens_computed = n_keep
+        request.n_tokens_shifted += n_discard
+        request.n_tokens_recomputed += max(0, n_lost)
+        return operations
+
+    def make_room(self) -> tuple[KvOperation, ...] | None:
+        """One session fewer in the cache: an idle one, or else the request that can wait best. None where only one is
+        left, for which nothing more can be done."""
+        if evicted := self._pool.evict_idle():
+            return evicted
+        return self._interrupt() if len(self._running) > 1 else None
+
     def finish(self, request: Request) -> None:
         """The request is over; its tokens stay cached for the session. Idempotent."""
         if request.state is RequestState.WAITING:
@@ -109,16 +146,54 @@ class Scheduler:
         for request in list(self._waiting):
             if self._pool.runs(request.session_id):
                 continue  # one sequence a session: this one goes on where the other stops, and lets the next pass
+            if len(self._running) >= self._n_running_max:
+                break
             if self._waits_for_prefix(request):
                 continue
-            assignment = self._pool.assign(request.session_id, request.tokens, request.salt)
-            if assignment is None:
+            room = self._find_room(request)
+            assignment = (
+                self._pool.assign(request.session_id, request.tokens, request.salt) if room is not None else None
+            )
+            if room is None or assignment is None:
                 break
+            operations += room
             self._waiting.remove(request)
             self._start(request, assignment)
             operations += assignment.operations
         operations += self._pool.enforce_limits()
         return operations
+
+    def _find_room(self, request: Request) -> Sequence[KvOperation] | None:
+        """What gives a request the cells it needs beside those who run, or None while they need them."""
+        room = self._pool.make_room_for(request.session_id, request.salt, request.tokens, len(self._running))
+        if room is not None or self._running:
+            return room
+        operations: list[KvOperation] = []  # alone it gets all there is
+        while evicted := self._pool.evict_idle():
+            operations += evicted
+        return operations
+
+    def _secure_cells(self) -> list[KvOperation]:
+        """See to it that this step finds cells for all who generate, and one for a prompt."""
+        operations: list[KvOperation] = []
+        while (n_cells_free := self._pool.n_cells_free) is not None:
+            n_generating = sum(request.n_tokens_pending == 1 for request in self._running)
+            if n_cells_free >= min(self._n_batch, n_generating + (n_generating < len(self._running))):
+                break
+            room = self.make_room()
+            if room is None:
+                break
+            operations += room
+        return operations
+
+    def _interrupt(self) -> tuple[KvOperation, ...]:
+        """Send a running request back to wait, in front, with its cells in host memory where there is room."""
+        request = min(self._running, key=lambda each: (each.priority, -each.arrival))
+        self._leave_stream(request)
+        request.state = RequestState.WAITING
+        request.n_interruptions += 1
+        self._waiting.appendleft(request)
+        return self._pool.evict(request.session_id)
 
     def _waits_for_prefix(self, request: Request) -> bool:
         """Whether somebody who runs is about to have computed more of this prompt than is cached: a system prompt is

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from wasi_nn_backend.session.chat import ChatTemplate, Message
-from wasi_nn_backend.session.run import N_CELLS_RESERVED, Run, start_run
+from wasi_nn_backend.session.embedding import EmbeddingRun, embed_texts
+from wasi_nn_backend.session.run import AnyRun, Run, count_prompt_tokens, start_run
 from wasi_nn_backend.session.saved import SavedSession, model_fingerprint, read_session, write_session
 from wasi_nn_backend.session.session import Prompt, Session
 
 __all__ = [
-    "N_CELLS_RESERVED",
+    "AnyRun",
     "ChatTemplate",
+    "EmbeddingRun",
     "Message",
     "Prompt",
     "Run",
     "SavedSession",
     "Session",
+    "count_prompt_tokens",
+    "embed_texts",
     "model_fingerprint",
     "read_session",
     "start_run",

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from wasi_nn_backend.config import Settings
-from wasi_nn_backend.engine import EngineLease, Generation, GenerationLimits, ShiftPolicy
-from wasi_nn_backend.errors import PromptTooLong
+from wasi_nn_backend.engine import N_CELLS_RESERVED, EngineLease, Generation, GenerationLimits, ShiftPolicy
+from wasi_nn_backend.errors import PromptTooLong, UnsupportedOperation, WasiNNError
 from wasi_nn_backend.llama.interface import Penalties, Sampler
 from wasi_nn_backend.output import FinishReason, RunMetadata
 from wasi_nn_backend.sampling import build_stages
 from wasi_nn_backend.scheduler import Request
+from wasi_nn_backend.session.embedding import EmbeddingRun, start_embedding
 from wasi_nn_backend.session.session import Prompt, Session
 
-__all__ = ["N_CELLS_RESERVED", "Run", "start_run"]
-
-#: A prompt must leave this many cells, as WasmEdge has it: guests rely on the border.
-N_CELLS_RESERVED = 4
+__all__ = ["AnyRun", "Run", "count_prompt_tokens", "start_run"]
 
 #: How many tokens a token-by-token run may be ahead of its caller, so that the callers' steps can still be batched, and
 #: after how many taken ones the engine is told. Ahead by more would waste work when the caller stops early.
@@ -95,17 +93,43 @@ class Run:
         )
 
 
+#: What a session runs: text or a vector.
+AnyRun = Run | EmbeddingRun
+
+
+def count_prompt_tokens(session: Session, lease: EngineLease | None, settings: Settings) -> int | None:
+    """Tokens of the pending prompt; None without one. What is wrong with it is for its run to say: 0 then."""
+    if not session.has_input:
+        return None
+    if lease is None:  # the graph was unloaded
+        return 0
+    try:
+        return len(_read_prompt(session, lease, settings).tokens)
+    except WasiNNError:
+        return 0
+
+
+def _read_prompt(session: Session, lease: EngineLease, settings: Settings) -> Prompt:
+    if settings.model.embedding:  # of one text, without a history that could be too long
+        return session.prompt(lease.model, settings, n_tokens_max=0)
+    return session.prompt(lease.model, settings, lease.engine.n_ctx - N_CELLS_RESERVED)
+
+
 def start_run(
     session: Session, lease: EngineLease, settings: Settings, request_id: int, *, streams: bool, single: bool = False
-) -> Run:
+) -> AnyRun:
     """Submit a session's pending prompt to the leased engine, which the run then owns.
 
-    Raises ``InvalidArgument`` (no prompt, a template's refusal) and ``PromptTooLong``; the lease is the caller's then.
+    Raises ``InvalidArgument`` (no prompt, a template's refusal), ``PromptTooLong`` and ``UnsupportedOperation``
+    (``single`` in embedding mode); the lease is the caller's then.
     """
+    if settings.model.embedding:
+        if single:
+            raise UnsupportedOperation("model.embedding is on: a vector has no tokens to take one by one: call compute")
+        return start_embedding(lease, _read_prompt(session, lease, settings))
     engine, model = lease.engine, lease.model
-    n_tokens_max = engine.n_ctx - N_CELLS_RESERVED
-    prompt = session.prompt(model, settings, n_tokens_max)
-    if len(prompt.tokens) > n_tokens_max:
+    prompt = _read_prompt(session, lease, settings)
+    if len(prompt.tokens) > engine.n_ctx - N_CELLS_RESERVED:
         raise PromptTooLong(
             f"the prompt has {len(prompt.tokens)} tokens and the context window {engine.n_ctx}, of which "
             f"{N_CELLS_RESERVED} stay free: shorten the prompt, start a new context or raise model.n_ctx"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from wasi_nn_backend.engine import ExportedCells
 from wasi_nn_backend.errors import InvalidArgument, NotFound, RuntimeFailure
 from wasi_nn_backend.llama.interface import Model
 from wasi_nn_backend.session.chat import Message
@@ -22,15 +23,18 @@ from wasi_nn_backend.session.chat import Message
 __all__ = ["SavedSession", "model_fingerprint", "read_session", "write_session"]
 
 _MAGIC = b"wasi-nn-session\n"
-_VERSION = 1
+_VERSION = 2
 _N_HEADER_BYTES_MAX = 64 << 20
+#: Of a model's file: enough to tell two trainings of one model apart, which differ in nearly every weight.
+_N_SAMPLES = 64
+_N_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class SavedSession:
-    """``tokens`` are those whose cells ``state`` holds; both are empty when nothing was cached.
+    """``config`` is the context's own configuration layer. ``graph`` and ``path`` say where the model was loaded from.
 
-    ``config`` is the context's own configuration layer. ``graph`` and ``path`` say where the model was loaded from.
+    ``n_left_out`` of the first messages no longer fitted the window: who goes on leaves out the same ones.
     """
 
     fingerprint: str
@@ -38,15 +42,25 @@ class SavedSession:
     path: str
     config: dict[str, dict[str, Any]]
     messages: tuple[Message, ...]
-    tokens: tuple[int, ...]
-    state: bytes
+    n_left_out: int
+    cells: ExportedCells
 
 
-def model_fingerprint(model: Model) -> str:
-    """Tells models apart by what they say of themselves: hashing the weights would read gigabytes."""
+def model_fingerprint(model: Model, path: Path) -> str:
+    """Tells models apart by what they say of themselves and by samples of their file: hashing it all would read
+    gigabytes. Raises ``RuntimeFailure`` when the file cannot be read."""
     metadata = sorted(model.metadata.items())
     facts = [model.description, model.n_params, model.n_weight_bytes, model.n_embd, metadata]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    try:
+        with path.open("rb") as file:
+            last = max(0, file.seek(0, os.SEEK_END) - _N_SAMPLE_BYTES)
+            for n in range(_N_SAMPLES):
+                file.seek(last * n // (_N_SAMPLES - 1))
+                digest.update(file.read(_N_SAMPLE_BYTES))
+    except OSError as error:
+        raise RuntimeFailure(f"the model file {path} cannot be read again: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def write_session(path: Path, saved: SavedSession) -> None:
@@ -58,15 +72,17 @@ def write_session(path: Path, saved: SavedSession) -> None:
         "path": saved.path,
         "config": saved.config,
         "messages": [[message.role, message.content] for message in saved.messages],
-        "tokens": list(saved.tokens),
-        "n_state_bytes": len(saved.state),
+        "n_left_out": saved.n_left_out,
+        "tokens": list(saved.cells.tokens),
+        "n_tokens_exact": saved.cells.n_tokens_exact,
+        "n_state_bytes": len(saved.cells.state),
     }
     body = json.dumps(header).encode()
-    checksum = _checksum(body, saved.state).encode()
+    checksum = _checksum(body, saved.cells.state).encode()
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
-                file.writelines([_MAGIC, checksum, b"\n", body, b"\n", saved.state])
+                file.writelines([_MAGIC, checksum, b"\n", body, b"\n", saved.cells.state])
                 file.flush()
                 os.fsync(file.fileno())
                 Path(file.name).replace(path)
@@ -103,8 +119,8 @@ def read_session(path: Path) -> SavedSession:
         path=header["path"],
         config=header["config"],
         messages=tuple(Message(_role(role), content) for role, content in header["messages"]),
-        tokens=tuple(header["tokens"]),
-        state=state,
+        n_left_out=header["n_left_out"],
+        cells=ExportedCells(tuple(header["tokens"]), state, header["n_tokens_exact"]),
     )
 
 

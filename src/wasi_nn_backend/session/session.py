@@ -60,10 +60,15 @@ class Session:
         other._n_left_out, other._templates = self._n_left_out, self._templates
         return other
 
-    def resume(self, messages: tuple[Message, ...]) -> None:
+    @property
+    def n_left_out(self) -> int:
+        """How many of the first messages are no longer in the prompts, since they did not fit."""
+        return self._n_left_out
+
+    def resume(self, messages: tuple[Message, ...], n_left_out: int) -> None:
         """Go on from turns that were finished elsewhere."""
         self.clear()
-        self._messages = messages
+        self._messages, self._n_left_out = messages, n_left_out
 
     def clear(self) -> None:
         """Forget the conversation."""
@@ -95,7 +100,7 @@ class Session:
 
     def _make_prompt(self, model: Model, settings: Settings, text: bytes, n_tokens_max: int) -> Prompt:
         turn = None
-        if (settings.session.prompt_mode or self._default_mode) == "raw":
+        if settings.model.embedding or (settings.session.prompt_mode or self._default_mode) == "raw":
             tokens = model.vocabulary.tokenize(text, add_special=True, parse_special=True)
         else:
             turn = (*self._messages, Message("user", text.decode(errors="replace")))
@@ -104,7 +109,7 @@ class Session:
                 while len(tokens) > n_tokens_max // 2 and self._n_left_out + 2 < len(turn):
                     self._n_left_out += 2
                     tokens = self._chat_tokens(model, settings, turn[self._n_left_out :])
-        if not tokens:
+        if not tokens or (settings.model.embedding and not text):
             raise InvalidArgument("the prompt is empty: it makes no tokens")
         return Prompt(tokens, turn)
 
