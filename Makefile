@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
+# Some environments forbid bytecode caches: each of the tests' processes would compile the whole package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make setup   create .venv (first time: compiles llama.cpp, 4 to 10 minutes)"

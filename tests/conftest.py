@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from wasi_nn_backend.llama.tiny_model import write_tiny_model
@@ -16,6 +17,10 @@ from wasi_nn_backend.llama.tiny_model import write_tiny_model
 # Texts are compared: every machine has to compute them in the same way, whatever is faster there. Set to 1 by the tests
 # of the measurement itself.
 os.environ["WASI_NN_ATTENTION_PROBE"] = "0"
+
+# A busy machine is no reason to fail: an example that takes long is not a wrong one.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 # A shell without job control starts its background jobs, and a CI may start everything, with SIGINT ignored. Children
 # inherit that, and the tests of Ctrl-C would wait for ever.

@@ -139,9 +139,20 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
-    ("arguments", "status"), [(["--version"], 0), (["inspect", WORLD], 0), (["inspect", "gone.wasm"], 1), (["rnu"], 2)]
+    ("arguments", "status", "closed"),
+    [
+        (["inspect", WORLD], 0, "<&-"),
+        (["inspect", WORLD], 0, ">&-"),
+        (["inspect", WORLD], 0, "2>&-"),
+        (["inspect", WORLD], 0, "<&- >&- 2>&-"),
+        (["--version"], 0, ">&-"),
+        (["--version"], 0, "<&- >&- 2>&-"),
+        (["inspect", "gone.wasm"], 1, "2>&-"),
+        (["inspect", "gone.wasm"], 1, "<&- >&- 2>&-"),
+        (["rnu"], 2, "2>&-"),
+        (["rnu"], 2, "<&- >&- 2>&-"),
+    ],
 )
 def test_closed_streams_change_neither_status_nor_the_other_streams(
     arguments: list[str], status: int, closed: str, wasi_nn_here: Command

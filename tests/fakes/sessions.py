@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.fakes.memory import N_BYTES_PER_TOKEN, PlainMemory, compute, computed
-from wasi_nn_backend.kvcache import N_TOKENS_SHARED_MIN, KvOperation, PoolLimits, StreamPool, common_prefix_length
+from wasi_nn_backend.kvcache import (
+    N_TOKENS_SHARED_MIN,
+    Assignment,
+    KvOperation,
+    PoolLimits,
+    StreamPool,
+    common_prefix_length,
+)
 
 N_CTX = 96
 N_SESSIONS_MAX = 12
@@ -88,7 +95,7 @@ class RandomSessions:
         room = self.find_room(session_id, session.salt, prompt)
         if room is None:
             return
-        n_best_own, n_best_shared = self.best_reuse(session_id, session.salt, prompt)
+        best = self.best_reuse(session_id, session.salt, prompt)
         assignment = self.pool.assign(session_id, prompt, session.salt)
         if sum(other.stream is not None for other in self.sessions.values()) == self.pool.n_streams:
             assert (room, assignment) == ((), None)
@@ -96,17 +103,9 @@ class RandomSessions:
         assert assignment is not None
         self.memory.apply([*room, *assignment.operations])
         n_reused, n_shared = assignment.n_tokens_reused, assignment.n_tokens_shared
-        assert n_best_shared < n_reused + N_TOKENS_SHARED_MIN or not self.pool.limits.shares_prefixes
-        if n_shared:
-            assert n_best_own < n_reused == n_shared <= n_best_shared
-        else:
-            assert n_reused == n_best_own
         if n_shared or session.n_exact is None or n_reused <= session.n_exact:
             session.n_exact = None
-        cells = self.memory.streams[assignment.stream]
-        assert [token for token, _ in cells] == prompt[:n_reused]
-        n_exact = n_reused if session.n_exact is None else min(session.n_exact, n_reused)
-        assert cells[:n_exact] == computed(prompt[:n_exact]), "not what computing the tokens would give"
+        self.check_reuse(assignment, session, prompt, best)
         session.stream, session.tokens = assignment.stream, prompt[:n_reused]
         self.happened["run"] += 1
         self.happened["fork"] += session.is_fork and n_shared > 0
@@ -115,6 +114,20 @@ class RandomSessions:
         self.n_shared += n_shared
         self.decode(session, prompt[n_reused:])
         self.memory.apply(self.pool.enforce_limits())
+
+    def check_reuse(self, assignment: Assignment, session: Session, prompt: list[int], best: tuple[int, int]) -> None:
+        """As much as there is, or little less, of the own session or of others; and the cells are the right ones."""
+        n_own, n_of_others = best
+        n_reused, n_shared = assignment.n_tokens_reused, assignment.n_tokens_shared
+        assert n_of_others < n_reused + N_TOKENS_SHARED_MIN or not self.pool.limits.shares_prefixes
+        if n_shared:
+            assert n_own < n_reused == n_shared <= n_of_others
+        else:
+            assert n_reused == n_own
+        cells = self.memory.streams[assignment.stream]
+        assert [token for token, _ in cells] == prompt[:n_reused]
+        n_exact = n_reused if session.n_exact is None else min(session.n_exact, n_reused)
+        assert cells[:n_exact] == computed(prompt[:n_exact]), "not what computing the tokens would give"
 
     def generate(self, session_id: int) -> None:
         """Some tokens, for which a unified cache may have to evict who rests or, as a last resort, preempt who runs."""

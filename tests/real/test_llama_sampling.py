@@ -203,7 +203,7 @@ def test_the_tokens_are_llama_cpp_s(
     for token in random.integers(0, 400, 40).tolist():
         sampler.accept(token)
         reference.accept(token)
-    for _ in range(30):
+    for _ in range(15):
         given_logits.set(kind(random, N_VOCAB))
         token, left = sampler.sample(given_logits, 0), applied.left if draws else b""
         assert token == reference.sample(given_logits.row)
