@@ -57,7 +57,7 @@ def main() -> None:
 def measure(path: Path, n_sequences: int, n_tokens: int, n_threads: int, n_rounds: int) -> dict[str, float]:
     """Medians over rounds of engine and loop in turn; one uncounted round warms both up."""
     config = {
-        "backend": {"max_concurrent": n_sequences},
+        "backend": {"max_concurrent": n_sequences, "default_task_timeout_ms": 0},
         "model": {"n_ctx": N_CTX, "threads": n_threads, "flash_attention": "off"},
         "sampling": {"temperature": 0, "repeat_penalty": 1.0, "ignore_eos": True},
         "stopping": {"max_tokens": n_tokens},

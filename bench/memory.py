@@ -27,7 +27,7 @@ FILLER = "The committee met on the third day and read the report of the second, 
 @contextmanager
 def graph_of(model: str, **config: object) -> Iterator[Graph]:
     settings = {"temperature": 0, "repeat_penalty": 1.0, "ignore_eos": True, "max_tokens": 16, "prompt_mode": "raw"}
-    with Backend(settings | config) as backend:
+    with Backend(settings | config | {"default_task_timeout_ms": 0}) as backend:
         yield backend.load_by_name(model)
 
 

@@ -105,7 +105,7 @@ def main() -> None:
 
 def measure(path: Path, n_sequences: int, n_tokens: int, n_rounds: int) -> dict[str, float]:
     config = {
-        "backend": {"max_concurrent": n_sequences},
+        "backend": {"max_concurrent": n_sequences, "default_task_timeout_ms": 0},
         "model": {"n_ctx": N_CTX},
         "sampling": {"temperature": 0, "repeat_penalty": 1.0, "ignore_eos": True},
         "stopping": {"max_tokens": n_tokens},

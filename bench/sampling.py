@@ -24,7 +24,6 @@ from bench.engine import show_progress
 from wasi_nn_backend.config import parse_layer, resolve
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.bindings import native
-from wasi_nn_backend.llama.chain import build_chain
 from wasi_nn_backend.llama.context import NativeContext
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, ModelParams, SamplerStage
 from wasi_nn_backend.llama.model import NativeModel
@@ -54,7 +53,7 @@ class Chains:
     """llama.cpp's chains with nothing around them."""
 
     def __init__(self, model: NativeModel, stages: Sequence[Sequence[SamplerStage]]) -> None:
-        self._chains = [build_chain(s, model.vocabulary.n_tokens) for s in stages]
+        self._chains = [model.links.chain(s) for s in stages]
 
     def accept(self, sequence: int, token: int) -> None:
         native.llama_sampler_accept(self._chains[sequence], token)

@@ -78,7 +78,7 @@ class EngineContender:
     def __init__(self, path: Path, point: Point) -> None:
         self._backend = Backend(
             {
-                "backend": {"max_concurrent": point.n_sessions},
+                "backend": {"max_concurrent": point.n_sessions, "default_task_timeout_ms": 0},
                 "model": {"n_ctx": point.n_ctx},
                 "sampling": {"temperature": 0, "repeat_penalty": 1.0, "ignore_eos": True},
                 "session": {"prompt_mode": "raw"},

@@ -66,7 +66,7 @@ def main() -> None:
 @contextlib.contextmanager
 def open_contexts(path: Path, n_sequences: int, n_tokens: int, threads: int | str) -> Iterator[list[ExecutionContext]]:
     config = {
-        "backend": {"max_concurrent": n_sequences},
+        "backend": {"max_concurrent": n_sequences, "default_task_timeout_ms": 0},
         "model": {"n_ctx": N_CTX, "threads": threads},
         "sampling": {"temperature": 0, "repeat_penalty": 1.0, "ignore_eos": True},
         "stopping": {"max_tokens": n_tokens},

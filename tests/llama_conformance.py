@@ -7,6 +7,7 @@ sequence layout, both implementations compute the same batch in the same way.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,17 +19,26 @@ from wasi_nn_backend.llama.interface import (
     DecodeBatch,
     DecodeStatus,
     Distribution,
+    Dry,
+    DynamicTemperature,
     Greedy,
     LogitBias,
+    MinP,
+    Mirostat,
     Model,
     Penalties,
     Sampler,
     SamplerStage,
     Temperature,
     TopK,
+    TopNSigma,
+    TopP,
+    Typical,
+    Xtc,
 )
 
 N_CTX = 256  # what llama.cpp rounds to
+SEEDED = (Distribution, Mirostat, Xtc)
 TEXT = b"the cat sat on the mat"
 
 
@@ -90,6 +100,19 @@ class LlamaConformance:
         vocabulary = model.vocabulary
         ends = [token for token in range(vocabulary.n_tokens) if vocabulary.is_end_of_generation(token)]
         assert vocabulary.end_of_generation_tokens == tuple(ends)
+
+    def test_suppressed_tokens_are_tokens(self, model: Model) -> None:
+        assert set(model.vocabulary.suppressed_tokens) <= set(range(model.vocabulary.n_tokens))
+
+    def test_control_texts_are_what_only_parse_special_makes_tokens_of(self, model: Model) -> None:
+        vocabulary = model.vocabulary
+        for text in sorted(vocabulary.control_texts)[:50]:
+            parsed = vocabulary.tokenize(text.encode(), add_special=False, parse_special=True)
+            assert len(parsed) == 1
+            assert vocabulary.tokenize(text.encode(), add_special=False, parse_special=False) != parsed
+        hidden = [token for token in range(vocabulary.n_tokens) if not vocabulary.piece(token, special=False)]
+        assert {vocabulary.piece(token, special=True).decode() for token in hidden} - {""} <= vocabulary.control_texts
+        assert "<|im_end|>" in vocabulary.control_texts
 
     def test_add_special_puts_the_beginning_token_first(self, model: Model) -> None:
         vocabulary = model.vocabulary
@@ -266,6 +289,7 @@ class LlamaConformance:
             [],
             [Temperature(1.0)],
             [Greedy(), Temperature(1.0)],
+            [Mirostat(2, 5.0, 0.1, 1), Distribution(1)],
         ],
     )
     def test_a_chain_ends_in_its_chooser(self, model: Model, stages: list[SamplerStage]) -> None:
@@ -286,8 +310,86 @@ class LlamaConformance:
         assert model.create_sampler([LogitBias(((best, float("-inf")),)), Greedy()]).sample(context, row) == second
         assert model.create_sampler([LogitBias(((3, 1e4),)), Greedy()]).sample(context, row) == 3
 
-    def test_one_seed_gives_one_text_and_reset_starts_it_again(self, model: Model, context: Context) -> None:
-        stages: list[SamplerStage] = [Penalties(64, 1.1, 0.1, 0.1), TopK(40), Temperature(1.5), Distribution(1234)]
+    @pytest.mark.parametrize(
+        ("stages", "n_left_out"),
+        [
+            ([TopK(3)], 2),
+            ([TopP(0.0, 3)], 2),
+            ([TopP(0.0, 1)], 0),
+            ([MinP(1.0, 4)], 3),
+            ([MinP(1.0, 1)], 0),
+            ([TopNSigma(1e-4)], 0),
+            ([TopNSigma(0.0), TopK(2)], 1),
+            ([TopK(5), TopNSigma(1e-4)], 0),
+            ([TopK(40), Typical(0.0, 40), TopK(2)], 1),
+        ],
+    )
+    def test_what_a_stage_keeps(
+        self, model: Model, context: Context, stages: list[SamplerStage], n_left_out: int
+    ) -> None:
+        """XTC that drops all but the last of them shows how many possible tokens the stages before it left."""
+        logits = decode(context, self.tokens(model))
+        best = [int(token) for token in np.argsort(-logits, kind="stable")]
+        sampler = model.create_sampler([*stages, Xtc(1.0, 1e-9, 1, 5), Greedy()])
+        assert sampler.sample(context, len(self.tokens(model)) - 1) == best[n_left_out]
+
+    @pytest.mark.parametrize("xtc", [Xtc(0.0, 0.0, 1, 5), Xtc(1.0, 0.51, 1, 5), Xtc(1.0, 0.0, 4, 5)])
+    def test_xtc_that_drops_nothing(self, model: Model, context: Context, xtc: Xtc) -> None:
+        logits = decode(context, self.tokens(model))
+        sampler = model.create_sampler([TopK(3), xtc, Greedy()])
+        assert sampler.sample(context, len(self.tokens(model)) - 1) == int(np.argmax(logits))
+
+    @pytest.mark.parametrize(
+        "stages",
+        [
+            [Mirostat(2, 0.0, 0.1, 3)],
+            [TopK(20), DynamicTemperature(0.5, 0.5, 50.0), Distribution(3)],
+            [DynamicTemperature(0.0, 1e-9, 1.0), Distribution(3)],
+            [Temperature(0.0), Distribution(3)],
+        ],
+    )
+    def test_the_limit_of_certainty_is_the_most_probable_token(
+        self, model: Model, context: Context, stages: list[SamplerStage]
+    ) -> None:
+        logits = decode(context, self.tokens(model))
+        sampler = model.create_sampler(stages)
+        row = len(self.tokens(model)) - 1
+        assert {sampler.sample(context, row) for _ in range(20)} == {int(np.argmax(logits))}
+
+    @pytest.mark.parametrize(
+        ("dry", "is_chosen"),
+        [
+            (Dry(1e4, 1.75, 1, 64, ()), False),
+            (Dry(1e4, 1.75, 2, 64, ()), True),
+            (Dry(1e4, 1.75, 1, 2, ()), True),
+            (Dry(1e4, 1.75, 1, 64, (b"~",)), True),
+            (Dry(1e4, 1.75, 1, 64, (b"^", b"#")), False),
+        ],
+    )
+    def test_dry_keeps_a_repetition_from_growing(
+        self, model: Model, context: Context, dry: Dry, is_chosen: bool
+    ) -> None:
+        logits = decode(context, self.tokens(model))
+        row, best = len(self.tokens(model)) - 1, int(np.argmax(logits))
+        sampler = model.create_sampler([dry, Greedy()])
+        [before] = self.tokens(model, b"~")
+        for token in (before, best, before):
+            sampler.accept(token)
+        assert (sampler.sample(context, row) == best) is is_chosen
+
+    @pytest.mark.parametrize(
+        "stages",
+        [
+            [Penalties(64, 1.1, 0.1, 0.1), TopK(40), Temperature(1.5), Distribution(1234)],
+            [TopK(40), Xtc(0.5, 0.01, 1, 1234), Greedy()],
+            [Dry(2.0, 1.75, 1, 64, ()), TopK(30), DynamicTemperature(1.0, 0.5, 1.0), Distribution(1234)],
+            [Temperature(1.2), Mirostat(1, 5.0, 0.1, 1234)],
+            [Temperature(1.2), Mirostat(2, 5.0, 0.1, 1234)],
+        ],
+    )
+    def test_one_seed_gives_one_text_and_reset_starts_it_again(
+        self, model: Model, context: Context, stages: list[SamplerStage]
+    ) -> None:
         tokens = self.tokens(model)
         first = model.create_sampler(stages)
         chosen = greedy_tokens(context, first, tokens, 24)
@@ -296,7 +398,7 @@ class LlamaConformance:
             context.remove(0, 0)
             assert greedy_tokens(context, sampler, tokens, 24) == chosen
         context.remove(0, 0)
-        other = model.create_sampler([*stages[:-1], Distribution(99)])
+        other = model.create_sampler([replace(s, seed=99) if isinstance(s, SEEDED) else s for s in stages])
         assert greedy_tokens(context, other, tokens, 24) != chosen
 
     def test_penalties_see_accepted_tokens(self, model: Model, context: Context) -> None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from wasi_nn_backend.errors import (
@@ -35,8 +36,9 @@ from wasi_nn_backend.types import Door, ExecutionTarget, GraphEncoding, Tensor, 
 
 if TYPE_CHECKING:
     __version__: str
-    from wasi_nn_backend.backend import Backend, Graph
+    from wasi_nn_backend.backend import Backend
     from wasi_nn_backend.execution_context import ExecutionContext
+    from wasi_nn_backend.graph import Graph
     from wasi_nn_backend.session import Message
 
 __all__ = [
@@ -73,11 +75,13 @@ __all__ = [
 #: do not wait for pydantic and numpy.
 _LAZY = {
     "Backend": "wasi_nn_backend.backend",
-    "Graph": "wasi_nn_backend.backend",
+    "Graph": "wasi_nn_backend.graph",
     "ExecutionContext": "wasi_nn_backend.execution_context",
     "Message": "wasi_nn_backend.session",
 }
 
+# Warnings are for programs that set up a log, or ask for one in the configuration; see logs.py.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for Any
 

@@ -6,31 +6,35 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import logging
 import os
 import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
 from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer, resolve
+from wasi_nn_backend.config.parse import UnknownPolicy
 from wasi_nn_backend.doors import parse_at_door
-from wasi_nn_backend.engine import EngineLease, EngineStatistics, EngineStore, same_engine
+from wasi_nn_backend.engine import EngineLease, EngineStore
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
+from wasi_nn_backend.graph import Graph
 from wasi_nn_backend.llama import load_llama
-from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
+from wasi_nn_backend.llama.interface import Llama, ProgressCallback
+from wasi_nn_backend.log_setup import configured_output
 from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, model_path
-from wasi_nn_backend.session import Session, embed_texts, model_fingerprint, read_session
+from wasi_nn_backend.session import read_session
 from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
 
-__all__ = ["Backend", "Graph"]
+__all__ = ["Backend"]
+
+_log = logging.getLogger(__name__)
 
 
 class Backend:
@@ -49,7 +53,8 @@ class Backend:
     ) -> None:
         self.llama = load_llama() if llama is None else llama
         self.registry = Registry()
-        self._layer = parse_layer(config, name="backend")
+        self._layer = parse_layer(config, name="backend", logs=False)
+        self._log = configured_output(resolve([self._layer]).logging, [self._layer])
         self._store = EngineStore(self.llama, clock)
         self._lock = threading.Lock()
         self._graphs: set[Graph] = set()
@@ -67,7 +72,9 @@ class Backend:
         layer under what the loading caller sends. A registered model stays in memory, as it was last loaded, until the
         backend closes: the next guest finds it there. Raises ``InvalidArgument`` when the name is taken.
         """
-        self.registry.add(Registration(name, model_path(model), parse_layer(config, name=f"graph {name}")))
+        unknown: UnknownPolicy = "error" if self._layer.strict else "warn"
+        layer = parse_layer(config, name=f"graph {name}", unknown=unknown)
+        self.registry.add(Registration(name, model_path(model), replace(layer, warnings=())))
 
     def load(
         self,
@@ -93,8 +100,7 @@ class Backend:
             raise InvalidArgument(
                 f"load takes a GGUF file and, optionally, configuration; got {len(builders)} builders"
             )
-        layers = [parse_at_door(builders[1], name="builder 1", door=door)] if len(builders) > 1 else []
-        layers.append(parse_at_door(config, name="graph", door=door))
+        layers = [self._parse(source, door) for source in (*builders[1:], config)]
         # No context manager: the folder belongs to the graph, and goes when that is unloaded.
         folder = tempfile.TemporaryDirectory(prefix="wasi-nn-")
         try:
@@ -127,7 +133,7 @@ class Backend:
         if not isinstance(name, str | Path):
             raise InvalidArgument(f"a graph's name is a str, or a Path to a GGUF file; got {type(name).__name__}")
         name = str(name)
-        layers = [parse_at_door(config, name="graph", door=door)]
+        layers = [self._parse(config, door)]
         registration = self.registry.find(name)
         if registration is not None:
             graph = self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
@@ -164,6 +170,8 @@ class Backend:
         self._store.stop_embedders()
         for lease in pinned.values():
             lease.release()
+        if self._log is not None:
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -178,12 +186,18 @@ class Backend:
     def next_id(self) -> int:
         return next(self._ids)
 
-    def acquire(self, path: Path, settings: Settings, progress: ProgressCallback | None = None) -> EngineLease:
-        return self._store.acquire(path, settings, progress)
+    def acquire(
+        self, path: Path, settings: Settings, progress: ProgressCallback | None = None, adapters: Sequence[str] = ()
+    ) -> EngineLease:
+        return self._store.acquire(path, settings, progress, adapters)
 
     def forget(self, graph: Graph) -> None:
         with self._lock:
             self._graphs.discard(graph)
+
+    def _parse(self, config: ConfigSource, door: Door) -> Layer:
+        """A graph's configuration; its warnings wait for the log that it may ask for."""
+        return parse_at_door(config, place="graph", door=door, strict=self._layer.strict, logs=False)
 
     def _names(self) -> str:
         return ", ".join(self.registry.names()) or "none"
@@ -212,7 +226,7 @@ class Backend:
     ) -> Graph:
         all_layers = (parse_layer(door.defaults, name=door.name), self._layer, *layers)
         graph = Graph(self, name, path, all_layers, door)
-        graph.open(progress, folder)
+        graph.open(layers, progress, folder)
         with self._lock:
             if not self._closed:
                 self._graphs.add(graph)
@@ -230,159 +244,3 @@ def _closer(reference: weakref.ref[Backend]) -> Callable[[], None]:
             backend.close()
 
     return close
-
-
-class Graph:
-    """A loaded model under one configuration. Made by ``Backend.load*``; a context manager that unloads."""
-
-    def __init__(self, backend: Backend, name: str, path: Path, layers: Sequence[Layer], door: Door) -> None:
-        self.name = name
-        self.path = path
-        self.door = door
-        self.settings = resolve(layers)
-        self._layers = tuple(layers)
-        self._backend = backend
-        self._lock = threading.Lock()
-        self._lease: EngineLease | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._contexts: set[ExecutionContext] = set()
-        self.fingerprint = ""  # of the file as it was loaded: it may be replaced
-
-    @property
-    def alive(self) -> bool:
-        """Loaded, and not unloaded yet."""
-        return self._lease is not None
-
-    @property
-    def model(self) -> Model:
-        """The weights. Raises ``InvalidArgument`` when the graph is unloaded."""
-        return self._require_lease().model
-
-    @property
-    def llama(self) -> Llama:
-        return self._backend.llama
-
-    def init_execution_context(self, config: ConfigSource = None) -> ExecutionContext:
-        """A context with a sequence of its own. Raises ``InvalidArgument`` when the graph is unloaded or the
-        configuration is wrong."""
-        self._require_lease()
-        layer = parse_at_door(config, name="context", door=self.door)
-        context = ExecutionContext(self, self.next_id(), layer)
-        with self._lock:
-            self._contexts.add(context)
-        return context
-
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """One vector of length 1 a text, shape [n_texts, n_embd]: what a context's compute gives in embedding mode.
-
-        >>> cat, kitten, train = graph.embed(["a cat", "a kitten", "a train"])
-        >>> bool(cat @ kitten > cat @ train)
-        True
-
-        Many texts share a batch, also those of other callers; each is computed as if it were alone, up to rounding. Any
-        graph can do it, whatever ``model.embedding`` says, and while it generates. Any thread may call it. Raises
-        ``PromptTooLong`` and ``InvalidArgument`` (a text is empty, the graph is unloaded, no memory) before anything is
-        computed, and ``Cancelled`` when the backend closes.
-        """
-        lease = self._require_lease().retain()
-        try:
-            return embed_texts(lease, texts)
-        finally:
-            lease.release()
-
-    def restore(self, path: str | Path) -> ExecutionContext:
-        """A context that goes on from ``ExecutionContext.save``, without computing again what was saved.
-
-        Raises ``NotFound`` (no such file), ``InvalidArgument`` (damaged, of another format or another model).
-        """
-        saved = read_session(Path(path))
-        if saved.fingerprint != self.fingerprint:
-            raise InvalidArgument(
-                f'{path} was saved with another model ({saved.path}) than "{self.name}": load that one'
-            )
-        context = self.init_execution_context(saved.config)
-        context.resume(saved)
-        return context
-
-    def statistics(self) -> EngineStatistics:
-        """Counts and memory of the graph's engine, which graphs under equal settings share; embeddings do not count."""
-        return self._require_lease().statistics()
-
-    def unload(self) -> None:
-        """Refuse new work at once; running computes finish, and contexts keep what they have put out.
-
-        Raises ``InvalidArgument`` the second time.
-        """
-        if not self.release():
-            raise InvalidArgument(f'the graph "{self.name}" is unloaded already')
-        self._backend.forget(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
-        self._backend.forget(self)
-
-    # For the backend.
-
-    def open(self, progress: ProgressCallback | None, folder: tempfile.TemporaryDirectory[str] | None) -> None:
-        """Load the model, or share it. ``folder`` is the graph's to delete. Called once."""
-        self._folder = folder
-        self._lease = self._backend.acquire(self.path, self.settings, progress)
-        try:
-            self.fingerprint = model_fingerprint(self._lease.model, self.path)
-        except BaseException:
-            self.release()
-            raise
-
-    def release(self) -> bool:
-        """Give the engine back; False when that was done before."""
-        with self._lock:
-            lease, self._lease = self._lease, None
-            contexts = list(self._contexts)
-        if lease is None:
-            return False
-        for context in contexts:
-            context.detach()
-        lease.release()
-        if self._folder is not None:
-            self._folder.cleanup()
-        return True
-
-    def close_contexts(self) -> None:
-        with self._lock:
-            contexts = list(self._contexts)
-        for context in contexts:
-            context.shut_down()
-
-    # For contexts of this graph.
-
-    def next_id(self) -> int:
-        return self._backend.next_id()
-
-    def fork_context(self, layer: Layer, session: Session) -> ExecutionContext:
-        context_id = self.next_id()
-        context = ExecutionContext(self, context_id, layer, session.copy(context_id))
-        with self._lock:
-            self._contexts.add(context)
-        return context
-
-    def settings_with(self, *layers: Layer) -> Settings:
-        return resolve((*self._layers, *layers))
-
-    def lease(self, settings: Settings) -> EngineLease:
-        own = self._require_lease()
-        return own.retain() if same_engine(settings, self.settings) else self._backend.acquire(self.path, settings)
-
-    def forget(self, context: ExecutionContext) -> None:
-        with self._lock:
-            self._contexts.discard(context)
-
-    def _require_lease(self) -> EngineLease:
-        lease = self._lease
-        if lease is None:
-            raise InvalidArgument(f'the graph "{self.name}" is unloaded: load it again')
-        return lease

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings
 from wasi_nn_backend.config.layers import merge
-from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, SessionStatistics, same_engine
 from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument
 from wasi_nn_backend.output import FinishReason, RunMetadata
@@ -46,7 +45,7 @@ class ExecutionContext:
         self.id = context_id
         self.settings = graph.settings_with(layer)
         self._layer = layer
-        self._session = session or Session(context_id, graph.door.prompt_mode)
+        self._session = session or Session(context_id, graph.door.prompt_mode, graph.chat_templates)
         self._entered = threading.Lock()  # held while a call works on this context
         self._run: AnyRun | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
         self._open_run: AnyRun | None = None  # one that goes on between calls: compute_single's or an iterator's
@@ -68,7 +67,7 @@ class ExecutionContext:
         with self._enter(needs_graph=True):
             data = input_bytes(tensor)
             if index == CONFIG_INDEX:
-                self._configure(parse_at_door(data, name="context", door=self.graph.door))
+                self._configure(self.graph.parse(data, "context"))
             else:
                 self._take_prompt(data, self.settings)
 
@@ -186,7 +185,7 @@ class ExecutionContext:
                 fingerprint=self.graph.fingerprint,
                 graph=self.graph.name,
                 path=str(self.graph.path),
-                config={section: dict(keys) for section, keys in self._layer.values.items()},
+                config=self._layer.as_document(),
                 messages=self._session.messages,
                 n_left_out=self._session.n_left_out,
                 cells=self._require_lease().engine.export_session(self.id),
@@ -300,8 +299,7 @@ class ExecutionContext:
     def _call_settings(self, config: ConfigSource) -> Settings:
         if config is None:
             return self.settings
-        layer = parse_at_door(config, name="call", door=self.graph.door)
-        return self.graph.settings_with(self._layer, layer)
+        return self.graph.settings_with(self._layer, self.graph.parse(config, "call"))
 
     def _take_prompt(self, prompt: bytes, settings: Settings) -> None:
         self._end_open_run()
@@ -344,8 +342,7 @@ class ExecutionContext:
 
     def _finish(self, run: AnyRun) -> None:
         """The caller is done with a run, early or not: end it, record the turn, give its engine back."""
-        run.cancel()
-        run.wait()
+        run.end(logs_at_info=self.settings.logging.enable_log)
         if run.finish_reason is not FinishReason.ERROR and (
             run.text or run.finish_reason is not FinishReason.CANCELLED
         ):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from wasi_nn_backend.config import Layer, Settings
+from wasi_nn_backend.config import ConfigSource, Layer, Settings
+from wasi_nn_backend.doors import ConfigPlace
 from wasi_nn_backend.engine import EngineLease
 from wasi_nn_backend.llama.interface import Llama
-from wasi_nn_backend.session import Session
+from wasi_nn_backend.session import ChatTemplates, Session
 from wasi_nn_backend.types import Door
 
 __all__ = ["OwningGraph"]
@@ -31,6 +32,12 @@ class OwningGraph(Protocol[_Context]):
 
     @property
     def llama(self) -> Llama: ...
+
+    @property
+    def chat_templates(self) -> ChatTemplates: ...
+
+    def parse(self, config: ConfigSource, place: ConfigPlace) -> Layer:
+        """What a caller configures at this place, checked as its door says."""
 
     def settings_with(self, *layers: Layer) -> Settings:
         """The settings in force under further layers."""

@@ -17,14 +17,14 @@ import typer
 from tests.cli.conftest import Command, command_line
 from wasi_nn_backend.cli import main
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
-from wasi_nn_backend.cli.logs import LogLevel, configure_logging
+from wasi_nn_backend.cli.logs import LogLevel, open_log
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.errors import ContextFull
 
 Captured = pytest.CaptureFixture[str]
 
 WORLD = Path(__file__).parent / "guests" / "world.wat"
-COMMANDS = ["run", "generate", "chat", "inspect"]
+COMMANDS = ["run", "generate", "chat", "inspect", "schema"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -104,7 +104,7 @@ def run_failing(error: BaseException) -> int:
 def test_failures_are_one_line_and_a_traceback_is_for_debug_only(
     level: LogLevel, error: BaseException, status: int, line: str | None, capsys: Captured
 ) -> None:
-    configure_logging(level)
+    open_log(level)
     assert run_failing(error) == status
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -211,8 +211,8 @@ def test_help_states_the_defaults_in_force(command: str, capsys: Captured) -> No
 
 @pytest.mark.parametrize("level", list(LogLevel))
 def test_a_logged_exception_has_a_traceback_at_debug_only(level: LogLevel, capsys: Captured) -> None:
-    configure_logging(level)
-    logging.getLogger("wasi_nn_backend.host").error("a defect", exc_info=ZeroDivisionError("by zero"))
+    open_log(level)
+    logging.getLogger("wasi_nn_backend.host").critical("a defect", exc_info=ZeroDivisionError("by zero"))
     shown = capsys.readouterr().err
-    assert shown.startswith("error: a defect")
+    assert shown.startswith("fatal: a defect")
     assert ("ZeroDivisionError" in shown) == (level is LogLevel.DEBUG)

@@ -8,7 +8,6 @@ another sequence's cells gives other logits, so bookkeeping faults show up as wr
 from __future__ import annotations
 
 import json
-import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,26 +15,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.fakes.sampler import FakeSampler
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, RuntimeFailure
+from wasi_nn_backend.grammar import TokenTable
 from wasi_nn_backend.llama.interface import (
     AttentionChoice,
     ContextParams,
     DecodeBatch,
     DecodeStatus,
-    Distribution,
-    Greedy,
     KvLayout,
-    LogitBias,
-    MinP,
     ModelParams,
-    Penalties,
     ProgressCallback,
-    Sampler,
     SamplerStage,
-    Temperature,
-    TopK,
-    TopP,
-    Typical,
+    TwoStepSampler,
 )
 
 SPECIAL_TOKENS = {256: b"<s>", 257: b"<|im_start|>", 258: b"<|im_end|>"}
@@ -63,6 +55,9 @@ class FakeVocabulary:
     bos_text = "<s>"
     eos_text = "<|im_end|>"
     end_of_generation_tokens = (IM_END,)
+    suppressed_tokens: tuple[int, ...] = ()
+    token_table = TokenTable([*(bytes([byte]) for byte in range(256)), *(b"" for _ in range(256, N_VOCAB))])
+    control_texts = frozenset(name.decode() for name in SPECIAL_TOKENS.values())
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
         tokens = [BOS] if add_special else []
@@ -85,68 +80,6 @@ class FakeVocabulary:
 
     def is_end_of_generation(self, token: int) -> bool:
         return token == IM_END
-
-
-class FakeSampler:
-    """The stages in plain numpy. Agrees with itself from run to run, not with llama.cpp's random generator."""
-
-    def __init__(self, stages: Sequence[SamplerStage]) -> None:
-        if not stages or not isinstance(stages[-1], Distribution | Greedy):
-            raise InvalidArgument("a sampler chain must end in Distribution or Greedy")
-        self._stages = tuple(stages)
-        self._history: list[int] = []
-        self.closed = False
-        self.reset()
-
-    def reset(self) -> None:
-        last = self._stages[-1]
-        self._random = random.Random(last.seed if isinstance(last, Distribution) else 0)
-        self._history.clear()
-
-    def accept(self, token: int) -> None:
-        self._history.append(token)
-
-    def sample(self, context: FakeContext, row: int) -> int:
-        logits = np.array(context.logits(row), dtype=np.float64)
-        for stage in self._stages[:-1]:
-            self._apply(stage, logits)
-        if isinstance(self._stages[-1], Greedy):
-            token = int(np.argmax(logits))
-        else:
-            weights = np.exp(logits - logits.max())
-            token = int(np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum(), side="right"))
-        self.accept(token)
-        return token
-
-    def _apply(self, stage: SamplerStage, logits: np.ndarray) -> None:
-        match stage:
-            case Penalties(last_n, repeat, frequency, presence):
-                window = self._history[-last_n:] if last_n else []
-                for token in set(window):
-                    logits[token] = logits[token] / repeat if logits[token] > 0 else logits[token] * repeat
-                    logits[token] -= frequency * window.count(token) + presence
-            case LogitBias(biases):
-                for token, bias in biases:
-                    logits[token] += bias
-            case TopK(k) if 0 < k < len(logits):
-                logits[logits < np.sort(logits)[-k]] = -np.inf
-            case TopP(p) | Typical(p):
-                self._keep_mass(logits, p)
-            case MinP(p):
-                weights = np.exp(logits - logits.max())
-                logits[weights < p] = -np.inf
-            case Temperature(value):
-                logits /= max(value, 1e-6)
-
-    @staticmethod
-    def _keep_mass(logits: np.ndarray, p: float) -> None:
-        order = np.argsort(-logits, kind="stable")
-        weights = np.exp(logits[order] - logits.max())
-        mass = np.cumsum(weights / weights.sum())
-        logits[order[int(np.searchsorted(mass, p)) + 1 :]] = -np.inf
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @dataclass(slots=True, eq=False)
@@ -417,8 +350,8 @@ class FakeModel:
         self.embedding_contexts.append(FakeEmbeddingContext(self, params))
         return self.embedding_contexts[-1]
 
-    def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler:
-        return FakeSampler(stages)
+    def create_sampler(self, stages: Sequence[SamplerStage]) -> TwoStepSampler:
+        return FakeSampler(stages, lambda token: self.vocabulary.piece(token, special=True))
 
     def close(self) -> None:
         self.closed = True
@@ -450,6 +383,10 @@ class FakeLlama:
         self.attention = attention or AttentionChoice("streams", "off", "the fake's rule")
         self.before_decode = before_decode
         self.models: list[FakeModel] = []
+        self.numa_strategies: list[str] = []  # asked for
+
+    def set_numa(self, strategy: str) -> None:
+        self.numa_strategies.append(strategy)
 
     def load_model(self, params: ModelParams, progress: ProgressCallback | None = None) -> FakeModel:
         if not params.path.exists():

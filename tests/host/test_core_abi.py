@@ -501,6 +501,19 @@ def test_witx_metadata_begins_with_the_same_keys(fake_backend: Backend) -> None:
     assert "finish_reason" in metadata
 
 
+@dialects
+def test_probabilities_are_in_the_metadata_of_those_who_know_them(fake_backend: Backend, dialect: Dialect) -> None:
+    with Driver(fake_backend, dialect) as guest:
+        context = guest.open(MODEL)
+        assert guest.configure(context, b'{"n_probs": 2, "n_predict": 5}') == 0
+        guest.generate(context, b"hello")
+        metadata = json.loads(guest.output(context, 1))
+    if dialect is WASMEDGE:
+        assert tuple(metadata) == WASMEDGE.metadata_keys
+    else:
+        assert [len(position["top"]) for position in metadata["probabilities"]] == [2] * 5
+
+
 # --- compute_single, get_output_single, fini_single ---
 
 

@@ -81,7 +81,7 @@ class TestModel:
     ) -> None:
         caplog.set_level(logging.INFO, logger="wasi_nn_backend")
         config = {"n_ctx": 256, "max_concurrent": 2, "kv_layout": layout, "max_tokens": 4, "temperature": 0}
-        with Backend(config) as backend:
+        with Backend(config | {"default_task_timeout_ms": 0}) as backend:
             graph = backend.load_by_name(str(tiny_model_path))
             assert graph.init_execution_context().run_inference("the cat")
         lines = [record.getMessage() for record in caplog.records if "KV layout" in record.getMessage()]

@@ -32,7 +32,9 @@ COSINE_OF_THE_SAME = 0.998
 @pytest.fixture(scope="module", params=["smollm2_path", "gemma_path"])
 def graph(request: pytest.FixtureRequest) -> Iterator[Graph]:
     path: Path = request.getfixturevalue(request.param)
-    with Backend({"temperature": 0, "max_tokens": 24, "max_concurrent": 2, "n_ctx": 1024}) as backend:
+    with Backend(
+        {"temperature": 0, "max_tokens": 24, "max_concurrent": 2, "n_ctx": 1024, "default_task_timeout_ms": 0}
+    ) as backend:
         yield backend.load_by_name(path)
 
 

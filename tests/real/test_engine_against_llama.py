@@ -118,7 +118,7 @@ def test_sequences_in_one_batch_do_not_disturb_each_other(model: Model, smollm2_
     assert difference < 0.1
     config = {"temperature": 0.8, "top_k": 40, "seed": 11, "max_tokens": 48, "threads": 2, "max_concurrent": 2}
     questions = ["Tell me a story about the sea.", "Tell me a story about a lost dog."]
-    with Backend(config) as backend:
+    with Backend(config | {"default_task_timeout_ms": 0}) as backend:
         graph = backend.load_by_name(str(smollm2_path))
         apart = []
         for question in questions:

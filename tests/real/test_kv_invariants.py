@@ -25,6 +25,7 @@ N_GENERATED = 24
 #: The layout and the kind of attention would otherwise be measured, and might come out differently in a new process.
 CONFIG: dict[str, Any] = {
     "temperature": 0,
+    "default_task_timeout_ms": 0,
     "repeat_penalty": 1.0,
     "n_ctx": N_CTX,
     "max_tokens": 24,

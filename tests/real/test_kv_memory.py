@@ -18,7 +18,14 @@ GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
 @pytest.mark.parametrize("fixture", ["smollm2_path", "gemma_path"])
 def test_generation_goes_on_for_four_windows(fixture: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(fixture)
-    config = {"n_ctx": N_CTX, "max_concurrent": 1, "max_tokens": 4 * N_CTX, "ignore_eos": True, "prompt_mode": "raw"}
+    config = {
+        "n_ctx": N_CTX,
+        "max_concurrent": 1,
+        "default_task_timeout_ms": 0,
+        "max_tokens": 4 * N_CTX,
+        "ignore_eos": True,
+        "prompt_mode": "raw",
+    }
     with Backend(config | {"temperature": 0.8, "seed": 5, "n_keep_tokens": 16, "n_discard_tokens": 0}) as backend:
         context = backend.load_by_name(str(path)).init_execution_context()
         text = context.run_inference("Once upon a time there was a ship that")

@@ -26,16 +26,21 @@ from wasi_nn_backend.llama.interface import (
     DecodeBatch,
     DecodeStatus,
     Distribution,
+    Dry,
+    DynamicTemperature,
     Greedy,
     LogitBias,
     MinP,
+    Mirostat,
     ModelParams,
     Penalties,
     SamplerStage,
     Temperature,
     TopK,
+    TopNSigma,
     TopP,
     Typical,
+    Xtc,
 )
 from wasi_nn_backend.llama.kv_shape import CACHE_TYPES
 from wasi_nn_backend.llama.model import NativeModel
@@ -558,11 +563,34 @@ class TestSampling:
             Temperature(-1.0),
             Temperature(float("inf")),
             TopK(2**40),
+            TopNSigma(float("nan")),
+            Xtc(-0.1, 0.1, 1, 1),
+            Xtc(0.5, float("nan"), 1, 1),
+            Xtc(0.5, 0.1, -1, 1),
+            DynamicTemperature(0.5, -0.1, 1.0),
+            DynamicTemperature(0.5, float("inf"), 1.0),
+            DynamicTemperature(0.5, 0.5, -1.0),
+            DynamicTemperature(0.5, 0.5, float("nan")),
+            Dry(-1.0, 1.75, 2, 64, ()),
+            Dry(1.0, float("inf"), 2, 64, ()),
+            Dry(1.0, 1.75, -1, 64, ()),
+            Dry(1.0, 1.75, 2, -1, ()),
+            Dry(1.0, 1.75, 2, 2**30, ()),
+            Dry(1.0, 1.75, 2, 64, (b"",)),
+            Dry(1.0, 1.75, 2, 64, (b"a\0b",)),
+            Dry(1.0, 1.75, 2, 64, (b"a" * 41,)),
         ],
     )
     def test_values_without_meaning_are_refused(self, model: NativeModel, stage: SamplerStage) -> None:
-        with pytest.raises(InvalidArgument):
+        with pytest.raises(InvalidArgument, match="value out of range"):
             model.create_sampler([stage, Greedy()])
+
+    @pytest.mark.parametrize(
+        "mirostat", [Mirostat(1, float("nan"), 0.1, 1), Mirostat(2, 5.0, -0.1, 1), Mirostat(2, float("inf"), 0.1, 1)]
+    )
+    def test_mirostat_values_without_meaning_are_refused(self, model: NativeModel, mirostat: Mirostat) -> None:
+        with pytest.raises(InvalidArgument, match="value out of range"):
+            model.create_sampler([mirostat])
 
     @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-7])
     def test_a_temperature_near_zero_is_greedy(
@@ -571,6 +599,19 @@ class TestSampling:
         logits = decode(context, TOKENS)
         sampler = model.create_sampler([Temperature(temperature), Distribution(3)])
         assert sampler.sample(context, len(TOKENS) - 1) == int(np.argmax(logits))
+
+    @pytest.mark.parametrize("exponent", [1.0, 2.0])
+    @pytest.mark.parametrize("advantage", [30.0, 60.0, 90.0])
+    def test_a_dynamic_temperature_near_zero_is_greedy(
+        self, model: NativeModel, context: NativeContext, advantage: float, exponent: float
+    ) -> None:
+        """Of what overflows there llama.cpp would take the least probable token."""
+        decode(context, TOKENS)
+        row = len(TOKENS) - 1
+        best = int(context.logits(row).argmax())
+        context.logits(row)[best] += advantage
+        sampler = model.create_sampler([DynamicTemperature(0.5, 0.5, exponent), Distribution(3)])
+        assert {sampler.sample(context, row) for _ in range(10)} == {best}
 
     def test_a_row_without_logits_is_refused(self, model: NativeModel, context: NativeContext) -> None:
         decode(context, TOKENS)

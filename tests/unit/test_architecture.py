@@ -26,11 +26,13 @@ LAYERS = (
     "dialects",
     ROOT,
     "backend",
+    "graph",
     "execution_context",
     "owning_graph",
     "registry",
     "handles",
     "doors",
+    "log_setup",
     "session",
     "engine",
     "scheduler",
@@ -38,8 +40,10 @@ LAYERS = (
     "sampling",
     "llama",
     "output",
+    "logs",
     # leaves
     "config",
+    "grammar",
     "types",
     "errors",
 )
@@ -55,7 +59,7 @@ OWNERS = {
 TABLES = "dialects"
 TABLE_IMPORTS = {"dialects", "errors", "types"}
 #: Layers of pure logic: pointers, threads and clocks stay outside and are passed in.
-PURE_LAYERS = {"scheduler", "kvcache"}
+PURE_LAYERS = {"scheduler", "kvcache", "grammar"}
 IMPURE_MODULES = {"threading", "_thread", "time", "datetime", "asyncio", "concurrent", "multiprocessing"}
 #: Names that say nothing about what is inside.
 VAGUE_MODULES = {"utils", "util", "helpers", "misc", "common"}

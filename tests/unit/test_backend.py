@@ -326,7 +326,7 @@ def test_time_limits_keep_the_text(tiny_model_path: Path) -> None:
     with Backend({"max_time_ms": 1000, "prompt_mode": "raw"} | GREEDY, llama=FakeLlama(), clock=clock) as backend:
         context = backend.load_by_name(str(tiny_model_path)).init_execution_context()
         assert context.run_inference("slow")
-        assert context.metadata["finish_reason"] == "timeout"
+        assert context.metadata["finish_reason"] == "time_limit"
         assert 1 <= context.metadata["output_tokens"] <= 5
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.effects import changes
 from tests.fakes.llama import FakeEmbeddingContext, FakeLlama
 from tests.tiny_encoder import write_tiny_encoder
 from wasi_nn_backend import (
@@ -178,6 +179,7 @@ def test_computing_again_gives_the_vector_again(make_graph: MakeGraph) -> None:
         np.testing.assert_allclose(json.loads(context.get_output(0))["embedding"], first, atol=1e-6)
 
 
+@changes("model.embedding")
 def test_embedding_can_be_switched_on_and_off(make_graph: MakeGraph) -> None:
     graph = make_graph(repeat_penalty=1.0)
     with graph.init_execution_context() as context, graph.init_execution_context() as other:

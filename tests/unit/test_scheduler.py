@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.fakes.memory import PlainMemory, compute, computed
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache import StreamPool, common_prefix_length
-from wasi_nn_backend.scheduler import Chunk, Request, RequestState, Scheduler, StepPlan
+from wasi_nn_backend.scheduler import Chunk, Request, RequestState, Scheduler, SchedulingRules, StepPlan
 
 N_CTX = 24
 
@@ -48,15 +48,37 @@ class Simulation:
     log: list[list[tuple[int, int, int]]] = field(default_factory=list)  # each step's (request, stream, n_tokens)
     n_cells: int | None = None  # that all streams share
     n_running_max: int | None = None
+    uses_priorities: bool = True
+    shares_fairly: bool = True
 
     def __post_init__(self) -> None:
         self.pool = StreamPool(self.n_streams, N_CTX, n_cells=self.n_cells)
-        self.scheduler = Scheduler(self.pool, self.n_batch, self.n_running_max)
+        self.scheduler = Scheduler(self.pool, self.rules())
         self.memory = PlainMemory(self.pool)
         self.results: dict[int, list[int]] = {}
 
-    def add(self, session_id: int, prompt: list[int], n_tokens: int, credit_tokens: int | None = None) -> Request:
-        request = Request(len(self.requests), session_id, list(prompt), credit_tokens)
+    def rules(self) -> SchedulingRules:
+        return SchedulingRules(
+            self.n_batch,
+            self.n_running_max,
+            uses_priorities=self.uses_priorities,
+            shares_fairly=self.shares_fairly,
+        )
+
+    def add(
+        self,
+        session_id: int,
+        prompt: list[int],
+        n_tokens: int,
+        credit_tokens: int | None = None,
+        *,
+        priority: int = 1,
+        user: str = "",
+    ) -> Request:
+        number = len(self.requests)
+        request = Request(
+            number, session_id, list(prompt), credit_tokens, priority=priority, user=user or str(session_id)
+        )
         self.requests.append(request)
         self.goals[request.id] = n_tokens
         self.scheduler.add(request)

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from wasi_nn_backend.cli import chat, generate, inspect, run
+from wasi_nn_backend.cli import chat, generate, inspect, run, schema
 from wasi_nn_backend.cli.exit_codes import ExitCode, print_error, report_os_error
-from wasi_nn_backend.cli.logs import LogLevel, configure_logging
+from wasi_nn_backend.cli.logs import LogLevel, open_log, reopening_files_on_hangup
 from wasi_nn_backend.cli.streams import close_stdout
 
 __all__ = ["app", "run_command_line"]
@@ -32,6 +32,7 @@ run.register(app)
 generate.register(app)
 chat.register(app)
 inspect.register(app)
+schema.register(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,8 +51,11 @@ def _print_version(wanted: bool) -> None:
 def global_options(
     context: typer.Context,
     log_level: Annotated[
-        LogLevel, typer.Option(help="How much the library and llama.cpp say on stderr.", case_sensitive=False)
-    ] = LogLevel.WARN,
+        LogLevel | None,
+        typer.Option(
+            help="How much the library and llama.cpp say on stderr.", case_sensitive=False, show_default="warn"
+        ),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -68,7 +72,8 @@ def global_options(
     130  Ctrl-C
     141  the reader of stdout went away
     """
-    configure_logging(log_level)
+    context.call_on_close(open_log(log_level).close)
+    context.with_resource(reopening_files_on_hangup())
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(ExitCode.USAGE)

@@ -1,4 +1,4 @@
-"""``wasi-nn inspect``: what a file is, and whether it runs here."""
+"""``wasi-nn inspect``: what a file is, and whether it runs here; what a configuration amounts to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from wasi_nn_backend.cli.component_file import is_component
+from wasi_nn_backend.cli.config_report import ConfigQuestion, print_config
 from wasi_nn_backend.cli.exit_codes import ExitCode, exits_cleanly
 from wasi_nn_backend.cli.reports import Report, component_report, gguf_report, module_report
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
@@ -18,6 +19,8 @@ from wasi_nn_backend.errors import InvalidArgument, ModelNotFound
 __all__ = ["register"]
 
 _N_HEADER_BYTES = 8
+_CONFIG = "With config"
+_CONFIG_WORD = "config"
 _LABEL_WIDTH = 16
 
 
@@ -26,23 +29,52 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    file: Annotated[
-        Path,
-        # examine() says more about a file that cannot be read than typer does.
-        typer.Argument(readable=False, help="A WebAssembly module (.wasm, .wat), a component, or a GGUF model."),
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[config] FILE",
+            help="A WebAssembly module (.wasm, .wat), a component, or a GGUF model; after the word config, a"
+            " configuration.",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    nn_graph: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=MODEL[,K=V...]",
+            rich_help_panel=_CONFIG,
+            help="A graph whose own settings count over the file's.",
+        ),
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="witx|wasmedge",
+            rich_help_panel=_CONFIG,
+            help="Guests whose defaults count under the file's settings.",
+        ),
+    ] = None,
 ) -> None:
-    """Show what a module imports and whether this host has it, or what a model file holds.
+    """Show what a module imports and whether this host has it, what a model file holds, or what a configuration
+    amounts to: the value of every key, and where it comes from.
 
-    The file's first bytes decide what it is. Nothing in it is run or loaded.
+    A file's first bytes decide what it is. Nothing in it is run or loaded.
 
-    Example: [bold]wasi-nn inspect chat.wasm[/], [bold]wasi-nn inspect --json model.gguf[/]
+    Example: [bold]wasi-nn inspect chat.wasm[/], [bold]wasi-nn inspect --json model.gguf[/],
+    [bold]wasi-nn inspect config wasi-nn.json[/]
 
     Exit status: 0 it can be used here, 2 a wrong command line,
     1 it cannot: unreadable, damaged, or in need of what this host lacks.
     """
-    report = examine(file)
+    *kind, name = words
+    if kind == [_CONFIG_WORD]:
+        print_config(ConfigQuestion(name, nn_graph, dialect), as_json=as_json)
+        return
+    if kind or nn_graph is not None or dialect is not None:
+        raise typer.BadParameter(
+            "write 'inspect FILE', or 'inspect config FILE' with --nn-graph and --dialect", param_hint="FILE"
+        )
+    report = examine(Path(name))
     if as_json:
         print(json.dumps(report.values, ensure_ascii=False, indent=2))
     else:
@@ -62,6 +94,8 @@ def examine(file: Path) -> Report:
         return module_report(file)
     if not header:
         raise InvalidArgument(f"{file} is empty; build, download or copy it again")
+    if file.suffix == ".json":
+        raise InvalidArgument(f"{file} is no module and no model; for a configuration, write: inspect config {file}")
     raise InvalidArgument(
         f"{file} is neither WebAssembly nor GGUF: it begins with {header!r}; check that it is the file you mean"
     )

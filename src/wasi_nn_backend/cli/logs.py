@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import enum
-import logging
-import sys
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-__all__ = ["LogLevel", "configure_logging"]
+from wasi_nn_backend.logs import LogOutput, reopen_files
 
-_LIBRARY_LOGGER = "wasi_nn_backend"
+__all__ = ["LogLevel", "open_log", "reopening_files_on_hangup"]
 
 
 class LogLevel(enum.StrEnum):
@@ -17,42 +20,57 @@ class LogLevel(enum.StrEnum):
     INFO = "info"
     WARN = "warn"
     ERROR = "error"
+    FATAL = "fatal"
 
 
-class _StderrHandler(logging.Handler):
-    """Looks ``sys.stderr`` up for each record, so that lines go above a progress bar that is drawn there."""
+@dataclass(frozen=True, slots=True)
+class _Stderr:
+    """How the command line logs while no configuration says otherwise."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            print(self.format(record), file=sys.stderr)
-        except Exception:  # the contract of logging: a broken log must not break the program
-            self.handleError(record)
-
-
-class _Formatter(logging.Formatter):
-    """``level: message``; tracebacks only where they are asked for."""
-
-    def __init__(self, *, shows_tracebacks: bool) -> None:
-        super().__init__()
-        self._shows_tracebacks = shows_tracebacks
-
-    def format(self, record: logging.LogRecord) -> str:
-        if not self._shows_tracebacks:
-            record = copy.copy(record)  # other handlers may want the traceback
-            record.exc_info = record.exc_text = None
-        return super().format(record)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        level = {"WARNING": "warn", "CRITICAL": "error"}.get(record.levelname, record.levelname.lower())
-        return f"{level}: {record.message.rstrip()}"
+    level: str
+    enable_debug: bool = False
+    timestamps: bool = False
+    colors: bool = True
+    file: str = ""
+    format: str = "text"
 
 
-def configure_logging(level: LogLevel) -> None:
-    """Replace what an earlier call set up; other libraries' loggers stay as they are."""
-    logger = logging.getLogger(_LIBRARY_LOGGER)
-    for handler in [handler for handler in logger.handlers if isinstance(handler, _StderrHandler)]:
-        logger.removeHandler(handler)
-    handler = _StderrHandler()
-    handler.setFormatter(_Formatter(shows_tracebacks=level is LogLevel.DEBUG))
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if level is LogLevel.WARN else level.value.upper())
+def open_log(level: LogLevel | None) -> LogOutput:
+    """The command's own output, until it is closed. A level that was asked for holds against configurations."""
+    return LogOutput(_Stderr(level or LogLevel.WARN), insists=level is not None)
+
+
+@contextmanager
+def reopening_files_on_hangup() -> Iterator[None]:
+    """Programs that rotate logs rename the file and send SIGHUP: for the block, that opens the log files anew.
+
+    A terminal that goes away sends it, too: then the process ends, as it would without this, and so it does when there
+    is no log file. Nothing is done where somebody has decided already what SIGHUP means (``nohup``), or outside of the
+    main thread.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    had_terminal = _has_terminal()
+    signal.signal(signal.SIGHUP, lambda _signal, _frame: _reopen_or_end(had_terminal=had_terminal))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _reopen_or_end(*, had_terminal: bool) -> None:
+    has_lost_terminal = had_terminal and not _has_terminal()
+    if has_lost_terminal or not reopen_files():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a controlling terminal, wherever its standard streams lead."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

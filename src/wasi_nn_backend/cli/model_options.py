@@ -34,9 +34,9 @@ __all__ = [
 
 _SAMPLING = "Sampling"
 
-#: ``generate`` and ``chat`` run one sequence: without this a backend reserves KV memory for ten. ``--config`` can
-#: raise it.
-ONE_AT_A_TIME: Mapping[str, Any] = MappingProxyType({"max_concurrent": 1})
+#: ``generate`` and ``chat`` run one sequence: without this a backend reserves KV memory for ten. The person who waits
+#: can stop it: no time-out. ``--config`` can change both.
+ONE_AT_A_TIME: Mapping[str, Any] = MappingProxyType({"max_concurrent": 1, "default_task_timeout_ms": 0})
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="PATH|smollm2", help="A GGUF file, or the name of the built-in model.")
@@ -101,7 +101,10 @@ StopOption = Annotated[list[str] | None, typer.Option(help="End before this text
 SystemOption = Annotated[str | None, typer.Option(help="The system message that begins the chat.", metavar="TEXT")]
 ConfigOption = Annotated[
     list[str] | None,
-    typer.Option(help="Any key of docs/configuration.md, such as n_ctx=4096. May be repeated.", metavar="KEY=VALUE"),
+    typer.Option(
+        help="Any key of docs/configuration.md, such as n_ctx=4096, or a file of them. May be repeated.",
+        metavar="KEY=VALUE|@FILE",
+    ),
 ]
 StatsOption = Annotated[bool, typer.Option("--stats", help="Print tokens, speed and time to first token on stderr.")]
 
@@ -121,12 +124,16 @@ class SamplingOptions:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def parse_config_options(pairs: Sequence[str], *, option: str) -> Layer:
-    """``key=value`` texts as a configuration layer; a mistake is a usage error that names the option."""
-    from wasi_nn_backend.config import parse_assignments
+def parse_config_options(texts: Sequence[str], *, option: str) -> Layer:
+    """``key=value`` and ``@file`` texts as a configuration layer, in which assignments win; a mistake is a usage error
+    that names the option."""
+    from wasi_nn_backend.config import parse_assignments, parse_layer
+    from wasi_nn_backend.config.layers import merge
 
     try:
-        return parse_assignments(pairs, name=option)
+        files = [parse_layer(text, name=option, unknown="error") for text in texts if text.startswith("@")]
+        assignments = [text for text in texts if not text.startswith("@")]
+        return merge([*files, parse_assignments(assignments, name=option)], name=option)
     except WasiNNError as error:
         raise typer.BadParameter(str(error)) from None  # the message begins with the option
 

@@ -6,12 +6,38 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wasi_nn_backend.config.section import Section
+from wasi_nn_backend.config.section import Key, Section
 
 __all__ = ["BackendSettings"]
 
 
 class BackendSettings(Section):
-    """``max_concurrent`` is how many sequences of one graph are generated at the same time (1 to 256)."""
+    """Limits of one backend. Times are in milliseconds. The thresholds are at most ``queue_size``."""
 
-    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 10
+    max_sessions: Annotated[int, Field(ge=1, le=10_000, description="sessions that are kept at the same time")] = 100
+    idle_timeout_ms: Annotated[
+        int, Field(ge=1, le=86_400_000, description="a session that nobody used for so long is forgotten")
+    ] = 300_000
+    auto_cleanup: Annotated[
+        bool,
+        Field(description="forget idle sessions"),
+        Key(("auto_cleanup_enabled", "auto_cleanup_sessions")),
+    ] = True
+    max_concurrent: Annotated[
+        int, Field(ge=1, le=256, description="sequences of one graph that run at the same time; further ones wait")
+    ] = 10
+    queue_size: Annotated[int, Field(ge=1, le=10_000, description="tasks that may wait")] = 500
+    default_task_timeout_ms: Annotated[
+        int,
+        Field(ge=0, le=600_000, description="a task without a time-out of its own ends after this time; 0: never"),
+    ] = 30_000
+    priority_scheduling_enabled: Annotated[bool, Field(description="`task.priority` counts")] = True
+    fair_scheduling_enabled: Annotated[bool, Field(description="users take turns")] = True
+    auto_queue_cleanup: Annotated[bool, Field(description="drop waiting tasks whose time is up")] = True
+    queue_warning_threshold: Annotated[
+        int, Field(ge=1, le=10_000, description="so many waiting tasks are worth a warning; at most `queue_size`")
+    ] = 400
+    queue_reject_threshold: Annotated[
+        int,
+        Field(ge=1, le=10_000, description="beyond so many waiting tasks new ones are refused; at most `queue_size`"),
+    ] = 500

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from wasi_nn_backend.config.backend import BackendSettings
+from wasi_nn_backend.config.logging import LoggingSettings
 from wasi_nn_backend.config.memory import MemorySettings
 from wasi_nn_backend.config.model import ModelSettings
 from wasi_nn_backend.config.performance import PerformanceSettings
@@ -15,11 +16,29 @@ from wasi_nn_backend.config.sampling import SamplingSettings
 from wasi_nn_backend.config.section import OutsidePolicy, Section, key_of
 from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.config.stopping import StoppingSettings
+from wasi_nn_backend.config.task import TaskSettings
 
-__all__ = ["MEMBERS", "RUNTIME", "SECTIONS", "TOP_LEVEL", "UNSUPPORTED", "Target", "Unsupported", "normalised"]
+__all__ = [
+    "INHERITING_SECTIONS",
+    "MEMBERS",
+    "RUNTIME",
+    "SECTIONS",
+    "STRICT",
+    "TOP_LEVEL",
+    "UNSUPPORTED",
+    "Target",
+    "Unsupported",
+    "normalised",
+]
 
 #: The section of one call: any key of ``sampling`` and ``stopping``, and -1 for "as it was".
 RUNTIME: Final = "runtime"
+
+#: The sections whose keys ``RUNTIME`` holds, and for which -1 means "as it was" in the configuration of one call.
+INHERITING_SECTIONS: Final = ("sampling", "stopping")
+
+#: The key, at the top level only, that makes unknown keys of its document an error. It is no setting of the program.
+STRICT: Final = "strict"
 
 #: Section name -> its model, in the order of ``Settings``.
 SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
@@ -31,6 +50,8 @@ SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
         "memory": MemorySettings,
         "performance": PerformanceSettings,
         "session": SessionSettings,
+        "task": TaskSettings,
+        "logging": LoggingSettings,
     }
 )
 
@@ -48,8 +69,6 @@ class Unsupported:
 UNSUPPORTED: Final[Mapping[str, Unsupported]] = MappingProxyType(
     {
         "reranking": Unsupported(bool, "ranking scores instead of text"),
-        "grammar": Unsupported(str, "output held to a grammar"),
-        "json_schema": Unsupported(str, "output held to a JSON schema"),
         "mmproj": Unsupported(str, "a projector for images"),
         "image": Unsupported(str, "an image in the prompt"),
         "tts": Unsupported(bool, "speech instead of text"),
@@ -89,7 +108,7 @@ def _build_members() -> Mapping[str, Mapping[str, Target]]:
         for place, name, target in _spellings(section):
             members[place][name] = target
     members["memory_policy"] = members["memory"]
-    members[RUNTIME] = {**members["sampling"], **members["stopping"]}
+    members[RUNTIME] = {name: target for section in INHERITING_SECTIONS for name, target in members[section].items()}
     return MappingProxyType({place: MappingProxyType(names) for place, names in members.items()})
 
 
@@ -99,7 +118,7 @@ def _build_top_level(members: Mapping[str, Mapping[str, Target]]) -> Mapping[str
         for name, target in names.items():
             if key_of(SECTIONS[target.section].model_fields[target.key]).nested_only:
                 continue
-            if name in members or top_level.setdefault(name, target) != target:
+            if name in members or name == STRICT or top_level.setdefault(name, target) != target:
                 raise TypeError(f"the key {name!r} would be ambiguous at the top level; give it another spelling")
     return MappingProxyType(top_level)
 

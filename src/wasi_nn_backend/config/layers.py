@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from wasi_nn_backend.config.model import ModelSettings
+from pydantic_core import to_jsonable_python
+
+from wasi_nn_backend.config.section import Section
 from wasi_nn_backend.config.settings import Settings
 
-__all__ = ["ConfigSource", "Layer", "merge", "resolve"]
+__all__ = ["BUILT_IN", "LIMITED_BY", "ConfigSource", "Effective", "Layer", "explain", "merge", "resolve"]
+
+_S = TypeVar("_S", bound=Section)
+
+#: What ``explain`` calls the layer under all others.
+BUILT_IN: Final = "built-in default"
+
+#: Section -> key -> the key of the same section that it may not exceed: a physical batch larger than the logical one
+#: has no use, and a queue cannot hold more than its size. Whoever lowers only the latter means both.
+LIMITED_BY: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "model": MappingProxyType({"ubatch_size": "batch_size"}),
+        "backend": MappingProxyType({"queue_warning_threshold": "queue_size", "queue_reject_threshold": "queue_size"}),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One document after checking: section -> canonical key -> value, with only the keys that were given.
 
-    ``name`` says where it came from, for messages. ``parse_layer`` makes layers; nobody checks the values again.
+    ``name`` says where it came from, for messages. ``strict`` is what the document said about unknown keys.
+    ``warnings`` are what was wrong with it and could be mended.
+    ``parse_layer`` makes layers; nobody checks the values again.
     """
 
     name: str
     values: Mapping[str, Mapping[str, Any]]
+    strict: bool = False
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    def as_document(self) -> dict[str, dict[str, Any]]:
+        """What ``parse_layer`` would make this layer from, as JSON can hold it."""
+        return {section: to_jsonable_python(dict(keys)) for section, keys in self.values.items()}
 
 
-#: What callers may pass as configuration: JSON text, the same parsed, a layer, or nothing.
-ConfigSource = str | bytes | Mapping[str, Any] | Layer | None
+#: What callers may pass as configuration: JSON text, ``@path`` or a ``Path`` of a file that holds it, the same parsed,
+#: a layer, or nothing.
+ConfigSource = str | bytes | Path | Mapping[str, Any] | Layer | None
 
 _DEFAULTS: Final = Settings()
 
@@ -36,7 +62,8 @@ def merge(layers: Sequence[Layer], *, name: str) -> Layer:
     for layer in layers:
         for section, keys in layer.values.items():
             values.setdefault(section, {}).update(keys)
-    return Layer(name, MappingProxyType({section: MappingProxyType(keys) for section, keys in values.items()}))
+    frozen = MappingProxyType({section: MappingProxyType(keys) for section, keys in values.items()})
+    return Layer(name, frozen, strict=any(layer.strict for layer in layers))
 
 
 def resolve(layers: Sequence[Layer]) -> Settings:
@@ -47,14 +74,51 @@ def resolve(layers: Sequence[Layer]) -> Settings:
     given = merge(layers, name="merged").values
     if not given:
         return _DEFAULTS
-    sections = {name: getattr(_DEFAULTS, name).model_copy(update=dict(keys)) for name, keys in given.items()}
-    if "model" in sections:
-        sections["model"] = _with_fitting_ubatch(sections["model"])
+    sections = {
+        name: _within_limits(getattr(_DEFAULTS, name).model_copy(update=dict(keys)), LIMITED_BY.get(name, {}))
+        for name, keys in given.items()
+    }
     return _DEFAULTS.model_copy(update=sections)
 
 
-def _with_fitting_ubatch(model: ModelSettings) -> ModelSettings:
-    """A physical batch larger than the logical one has no use, and whoever lowers only the latter means both."""
-    if model.ubatch_size <= model.batch_size:
-        return model
-    return model.model_copy(update={"ubatch_size": model.batch_size})
+def _within_limits(section: _S, limited_by: Mapping[str, str]) -> _S:
+    lowered = {
+        key: getattr(section, limit)
+        for key, limit in limited_by.items()
+        if getattr(section, key) > getattr(section, limit)
+    }
+    return section.model_copy(update=lowered) if lowered else section
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """The value that holds for one key, and the name of the layer that decided it."""
+
+    section: str
+    key: str
+    value: Any
+    layer: str
+
+
+def explain(layers: Sequence[Layer]) -> list[Effective]:
+    """``resolve`` key by key, in the order of the sections' fields. A value that another key limits comes from the
+    layer of that key."""
+    settings = resolve(layers)
+    deciding: dict[tuple[str, str], Layer] = {}
+    for layer in layers:
+        for section, keys in layer.values.items():
+            deciding.update(dict.fromkeys(((section, key) for key in keys), layer))
+
+    def layer_of(section: str, key: str, value: Any) -> str:
+        limit = LIMITED_BY.get(section, {}).get(key)
+        given = deciding.get((section, key))
+        written = getattr(getattr(_DEFAULTS, section), key) if given is None else given.values[section][key]
+        if limit is not None and written != value:
+            given = deciding.get((section, limit), given)
+        return BUILT_IN if given is None else given.name
+
+    return [
+        Effective(section, key, value, layer_of(section, key, value))
+        for section, model in settings
+        for key, value in model
+    ]

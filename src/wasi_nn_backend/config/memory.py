@@ -26,14 +26,52 @@ class MemorySettings(Section):
     host memory and the cells fill more than ``memory_pressure_threshold`` of ``max_memory_mb``.
     """
 
-    kv_layout: Literal["auto", "streams", "unified"] = "auto"
-    context_shifting: bool = True
-    n_keep_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = 128
-    n_discard_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = 256
-    max_cache_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = 100_000
-    memory_pressure_threshold: Annotated[float, Field(ge=0.5, le=0.95)] = 0.8
-    cache_strategy: CacheStrategy = "lru"
-    cache_deletion_strategy: CacheStrategy = "lru"
-    enable_partial_cache_deletion: bool = True
-    enable_token_cache_reuse: bool = True
-    max_memory_mb: Annotated[int, Field(le=INT32_MAX), zero_or_at_least(64), Key(outside="default")] = 8192
+    kv_layout: Annotated[
+        Literal["auto", "streams", "unified"],
+        Field(
+            description="`streams`: each sequence has cells of its own; `unified`: all share them; `auto`: what is "
+            "faster ([measured](#what-auto-chooses))"
+        ),
+    ] = "auto"
+    max_memory_mb: Annotated[
+        int,
+        Field(le=INT32_MAX, description="MiB of KV memory for all graphs, 64 or more; 0: no limit"),
+        zero_or_at_least(64),
+        Key(outside="default"),
+    ] = 8192
+    memory_pressure_threshold: Annotated[
+        float,
+        Field(
+            ge=0.5,
+            le=0.95,
+            description="how much of `max_memory_mb` cells and host memory may fill before sessions are forgotten",
+        ),
+    ] = 0.8
+    max_cache_tokens: Annotated[
+        int, Field(ge=0, le=INT32_MAX, description="tokens kept for sessions that do not run, over all of them")
+    ] = 100_000
+    cache_strategy: Annotated[
+        CacheStrategy, Field(description="who leaves a stream for host memory: `lru`, `fifo`, `smart`")
+    ] = "lru"
+    cache_deletion_strategy: Annotated[CacheStrategy, Field(description="who is forgotten: `lru`, `fifo`, `smart`")] = (
+        "lru"
+    )
+    enable_partial_cache_deletion: Annotated[
+        bool, Field(description="cut a session's tail instead of forgetting all of it")
+    ] = True
+    enable_token_cache_reuse: Annotated[bool, Field(description="share prompts that begin alike between contexts")] = (
+        True
+    )
+    context_shifting: Annotated[
+        bool,
+        Field(
+            description="a full window loses its oldest tokens and the run goes on, if `max_tokens` is a number; off "
+            "for guests"
+        ),
+    ] = True
+    n_keep_tokens: Annotated[
+        int, Field(ge=0, le=INT32_MAX, description="tokens at the window's beginning that stay")
+    ] = 128
+    n_discard_tokens: Annotated[
+        int, Field(ge=0, le=INT32_MAX, description="tokens behind those that go; 0: half of the rest")
+    ] = 256

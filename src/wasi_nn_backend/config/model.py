@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from wasi_nn_backend.config.lora import LoraAdapter, lora_adapters
 from wasi_nn_backend.config.section import INT32_MAX, Key, Section, zero_or_at_least
 
 __all__ = ["ALL_LAYERS", "ModelSettings"]
@@ -23,6 +24,12 @@ _FLOAT32_MAX: Final = 3.4e38
 _CACHE_TYPE_NAMES: Final[Mapping[int, str]] = MappingProxyType(
     {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl", 30: "bf16"}
 )
+_CACHE_TYPES_WRITTEN: Final = (*_CACHE_TYPE_NAMES.values(), *_CACHE_TYPE_NAMES)
+
+#: ``enum ggml_numa_strategy`` and ``enum llama_rope_scaling_type``.
+_NUMA_NAMES: Final[Mapping[int, str]] = MappingProxyType({0: "disabled", 1: "distribute", 2: "isolate", 3: "numactl"})
+_ROPE_SCALING_TYPES: Final[Mapping[str, int]] = MappingProxyType({"none": 0, "linear": 1, "yarn": 2, "longrope": 3})
+
 _FLASH_ATTENTION_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {"enabled": "on", "true": "on", "disabled": "off", "false": "off"}
 )
@@ -47,6 +54,14 @@ def _as_flash_attention(value: Any) -> Any:
 
 def _as_cache_type(value: Any) -> Any:
     return _CACHE_TYPE_NAMES.get(value, value) if _is_int(value) else value
+
+
+def _as_numa(value: Any) -> Any:
+    return _NUMA_NAMES.get(value, value) if _is_int(value) else value
+
+
+def _as_rope_scaling(value: Any) -> Any:
+    return _ROPE_SCALING_TYPES.get(value, value) if isinstance(value, str) else value
 
 
 def _as_tensor_split(value: Any) -> Any:
@@ -76,7 +91,7 @@ def _is_int(value: Any) -> bool:
 
 _CacheType = Annotated[
     Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"],
-    BeforeValidator(_as_cache_type),
+    BeforeValidator(_as_cache_type, json_schema_input_type=Literal[_CACHE_TYPES_WRITTEN]),
 ]
 _Share = Annotated[float, Field(ge=0.0, le=_FLOAT32_MAX)]
 _RopeValue = Annotated[float, Field(ge=0.0, le=_FLOAT32_MAX)]
@@ -92,33 +107,111 @@ class ModelSettings(Section):
     asks for the prompt's vector instead of a continuation.
     """
 
-    n_ctx: Annotated[int, Field(le=INT32_MAX), zero_or_at_least(128), Key(("ctx_size",), outside="error")] = 2048
-    batch_size: Annotated[int, Field(ge=1, le=2048), Key(("n_batch",))] = 512
-    ubatch_size: Annotated[int, Field(ge=1, le=2048)] = 512
-    n_gpu_layers: Annotated[int, BeforeValidator(_as_layer_count), Field(ge=0, le=ALL_LAYERS)] = 0
+    n_ctx: Annotated[
+        int,
+        Field(
+            le=INT32_MAX,
+            description="tokens of one session's window, 128 or more; 0: as many as the model was trained with. The "
+            "default is lowered to that",
+        ),
+        zero_or_at_least(128),
+        Key(("ctx_size",), outside="error"),
+    ] = 2048
+    batch_size: Annotated[
+        int, Field(ge=1, le=2048, description="tokens of prompt in one decode"), Key(("n_batch",))
+    ] = 512
+    ubatch_size: Annotated[
+        int, Field(ge=1, le=2048, description="tokens that are computed at once; at most `batch_size`")
+    ] = 512
     threads: Annotated[
-        Annotated[int, Field(ge=1, le=64)] | None, BeforeValidator(_as_thread_count), Key(outside="default")
+        Annotated[int, Field(ge=1, le=64)] | None,
+        BeforeValidator(_as_thread_count, json_schema_input_type=int | Literal["auto"] | None),
+        Field(description='1 to 64; `null`, -1 or `"auto"`: as many of the usable cores as prove best'),
+        Key(outside="default"),
     ] = None
-    use_mmap: bool = True
-    use_mlock: bool = False
-    check_tensors: bool = False
-    main_gpu: Annotated[int, Field(ge=0, le=_N_DEVICES_MAX - 1), Key(outside="default")] = 0
-    split_mode: Literal["layer", "none", "row"] = "layer"
+    n_gpu_layers: Annotated[
+        int,
+        BeforeValidator(_as_layer_count, json_schema_input_type=int),
+        Field(ge=0, le=ALL_LAYERS, description="layers that a GPU computes, -1 for all (untested)"),
+    ] = 0
+    main_gpu: Annotated[
+        int,
+        Field(ge=0, le=_N_DEVICES_MAX - 1, description="the GPU that counts where only one is used"),
+        Key(outside="default"),
+    ] = 0
+    split_mode: Annotated[
+        Literal["layer", "none", "row"], Field(description="how several GPUs share a model: `layer`, `none`, `row`")
+    ] = "layer"
     tensor_split: Annotated[
-        tuple[_Share, ...], BeforeValidator(_as_tensor_split), AfterValidator(_check_n_devices), Key(outside="error")
+        tuple[_Share, ...],
+        BeforeValidator(_as_tensor_split, json_schema_input_type=list[float] | str),
+        AfterValidator(_check_n_devices),
+        Field(description='shares of the devices, `[3, 1]` or `"3,1"`'),
+        Key(outside="error"),
+    ] = ()
+    use_mmap: Annotated[bool, Field(description="map the file instead of reading it")] = True
+    use_mlock: Annotated[bool, Field(description="keep the weights out of swap")] = False
+    check_tensors: Annotated[bool, Field(description="look for values that are no numbers while loading")] = False
+    numa: Annotated[
+        Literal["disabled", "distribute", "isolate", "numactl"],
+        BeforeValidator(
+            _as_numa, json_schema_input_type=Literal["disabled", "distribute", "isolate", "numactl", 0, 1, 2, 3]
+        ),
+        Field(
+            description="where threads run on a machine with several memory nodes: `disabled`, `distribute`, "
+            "`isolate`, `numactl`. For the whole process: the first model that asks for one decides"
+        ),
+    ] = "disabled"
+    lora: Annotated[
+        tuple[LoraAdapter, ...],
+        *lora_adapters(),
+        Field(
+            description='LoRA adapters (GGUF): `[{"path": ..., "scale": 1.0}]`, a path, or paths with commas between '
+            "them. A context may give those of its graph other scales"
+        ),
+        Key(outside="error"),
     ] = ()
     flash_attention: Annotated[
-        Literal["auto", "on", "off"], BeforeValidator(_as_flash_attention), Key(("flash_attn",))
+        Literal["auto", "on", "off"],
+        BeforeValidator(
+            _as_flash_attention,
+            json_schema_input_type=bool | Literal["auto", "on", "off", "enabled", "disabled", "true", "false"],
+        ),
+        Field(
+            description="`on`, `off`, true, false; `auto`: what is faster on this CPU "
+            "([measured](#what-auto-chooses)), on a GPU what llama.cpp says"
+        ),
+        Key(("flash_attn",)),
     ] = "auto"
-    cache_type_k: _CacheType = "f16"
-    cache_type_v: _CacheType = "f16"
-    offload_kqv: Annotated[bool, Key(negations=("no_kv_offload",))] = True
-    rope_scaling_type: Annotated[int, Field(ge=-1, le=3), Key(outside="error")] = -1
-    rope_freq_base: _RopeValue = 0.0
-    rope_freq_scale: _RopeValue = 0.0
-    yarn_ext_factor: _YarnValue = -1.0
-    yarn_attn_factor: _YarnValue = -1.0
-    yarn_beta_fast: _YarnValue = -1.0
-    yarn_beta_slow: _YarnValue = -1.0
-    yarn_orig_ctx: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
-    embedding: bool = False
+    cache_type_k: Annotated[
+        _CacheType,
+        Field(
+            description="type of the cached keys: `f32`, `f16`, `bf16`, `q8_0`, `q5_0`, `q5_1`, `q4_0`, `q4_1`, "
+            "`iq4_nl`, or ggml's number"
+        ),
+    ] = "f16"
+    cache_type_v: Annotated[_CacheType, Field(description="type of the cached values, as above")] = "f16"
+    offload_kqv: Annotated[bool, Field(description="KV cache on the GPU"), Key(negations=("no_kv_offload",))] = True
+    rope_scaling_type: Annotated[
+        int,
+        BeforeValidator(_as_rope_scaling, json_schema_input_type=int | Literal["none", "linear", "yarn", "longrope"]),
+        Field(
+            ge=-1,
+            le=3,
+            description="`none`, `linear`, `yarn`, `longrope`, or llama.cpp's number; -1 is the model's own",
+        ),
+        Key(("rope_scaling",), outside="error"),
+    ] = -1
+    rope_freq_base: Annotated[_RopeValue, Field(description="0 is the model's own")] = 0.0
+    rope_freq_scale: Annotated[_RopeValue, Field(description="0 is the model's own")] = 0.0
+    yarn_ext_factor: Annotated[_YarnValue, Field(description="negative is the model's own")] = -1.0
+    yarn_attn_factor: Annotated[
+        _YarnValue,
+        Field(description="negative is the model's own; without effect where `yarn_ext_factor` is not 0"),
+    ] = -1.0
+    yarn_beta_fast: Annotated[_YarnValue, Field(description="negative is the model's own")] = -1.0
+    yarn_beta_slow: Annotated[_YarnValue, Field(description="negative is the model's own")] = -1.0
+    yarn_orig_ctx: Annotated[
+        int, Field(ge=0, le=INT32_MAX, description="tokens of the training before YaRN; 0 is the model's own")
+    ] = 0
+    embedding: Annotated[bool, Field(description="the output is the prompt's vector instead of text")] = False

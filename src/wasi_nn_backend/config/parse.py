@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -16,12 +17,23 @@ from pydantic_core import ErrorDetails
 
 from wasi_nn_backend.config import jsontext
 from wasi_nn_backend.config.describe import described, shown
-from wasi_nn_backend.config.keys import MEMBERS, RUNTIME, SECTIONS, TOP_LEVEL, UNSUPPORTED, Target, normalised
-from wasi_nn_backend.config.layers import ConfigSource, Layer
+from wasi_nn_backend.config.files import named_file, read_file
+from wasi_nn_backend.config.keys import (
+    INHERITING_SECTIONS,
+    MEMBERS,
+    RUNTIME,
+    SECTIONS,
+    STRICT,
+    TOP_LEVEL,
+    UNSUPPORTED,
+    Target,
+    normalised,
+)
+from wasi_nn_backend.config.layers import LIMITED_BY, ConfigSource, Layer
 from wasi_nn_backend.config.section import OUT_OF_RANGE
-from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, UnsupportedOperation
+from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, UnsupportedOperation
 
-__all__ = ["UnknownPolicy", "parse_assignments", "parse_layer"]
+__all__ = ["UnknownPolicy", "log_warnings", "parse_assignments", "parse_layer"]
 
 UnknownPolicy = Literal["warn", "ignore", "error"]
 
@@ -29,27 +41,57 @@ _log = logging.getLogger("wasi_nn_backend.config")
 
 _RANGE_ERRORS: Final = frozenset({"greater_than_equal", "less_than_equal", OUT_OF_RANGE})
 
+#: What pydantic's own words would not say to people who know JSON.
+_EXPECTATIONS: Final = {"model_type": "should be an object"}
+_MEMBER_ERRORS: Final = {
+    "missing": "is missing; add it",
+    "extra_forbidden": "is no known key; correct it or leave it out",
+}
+
 #: A hostile document could hold a hundred thousand unknown or repeated keys, and comparing one unknown name with the
 #: known ones takes about a millisecond. What is left out is counted.
 _N_WARNINGS_MAX: Final = 64
 _N_NAME_CHARS_COMPARED_MAX: Final = 64
 
 
-def parse_layer(source: ConfigSource, *, name: str, unknown: UnknownPolicy = "warn") -> Layer:
+def parse_layer(
+    source: ConfigSource,
+    *,
+    name: str,
+    unknown: UnknownPolicy = "warn",
+    reads_files: bool = True,
+    inherits: bool = False,
+    logs: bool = True,
+) -> Layer:
     """Check a configuration document in either shape. ``name`` stands in messages; a ``Layer`` comes back as it is.
 
+    ``reads_files`` lets ``@path`` stand for a file's content; a guest's text must not. In the section ``runtime`` -1
+    leaves a key as it was; ``inherits`` extends that to all keys of ``sampling`` and ``stopping`` for which -1 means
+    nothing else. Warnings are in the layer; ``logs`` False leaves it to the caller to log them (``log_warnings``).
+
     Raises ``InvalidEncoding`` for text that is not JSON or UTF-8, ``InvalidArgument`` for wrong types, values that
-    cannot be mended and, under ``unknown="error"``, unknown keys, ``UnsupportedOperation`` for keys that ask for what
-    this version cannot do. Values out of range that can be mended are mended with a warning.
+    cannot be mended, files that cannot be read and, under ``unknown="error"`` or ``"strict": true``, unknown keys,
+    ``NotFound`` where there is no such file, ``UnsupportedOperation`` for keys that ask for what this version cannot
+    do. Values out of range that can be mended are mended with a warning.
     """
     if isinstance(source, Layer):
         return source
-    reader = _Reader(name, unknown)
+    path = named_file(source) if reads_files else None
+    if path is not None:
+        name, source = f"{name} {shown(str(path))}", _read_file(path, name)
+    reader = _Reader(name, unknown, inherits=inherits, logs=logs)
     if isinstance(source, (str, bytes)):
         source = _parse_text(source, reader)
     if source is not None:
         reader.read(source)
     return reader.layer()
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    try:
+        return read_file(path)
+    except (InvalidArgument, NotFound) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def parse_assignments(pairs: Sequence[str], *, name: str) -> Layer:
@@ -71,6 +113,12 @@ def parse_assignments(pairs: Sequence[str], *, name: str) -> Layer:
         else:
             reader.read_top(key, value)
     return reader.layer()
+
+
+def log_warnings(layer: Layer) -> None:
+    """For layers that were parsed with ``logs=False``, once there is a log."""
+    for warning in layer.warnings:
+        _log.warning("%s: %s", layer.name, warning)
 
 
 def _parse_text(source: str | bytes, reader: _Reader) -> Mapping[str, Any] | None:
@@ -98,30 +146,47 @@ def _parse_value(text: str, reader: _Reader) -> Any:
 class _Reader:
     """Collects the values of one document. ``path`` is always the key as the user wrote it."""
 
-    def __init__(self, name: str, unknown: UnknownPolicy) -> None:
+    def __init__(self, name: str, unknown: UnknownPolicy, *, inherits: bool = False, logs: bool = True) -> None:
         self.name = name
         self._unknown = unknown
+        self._inherits = inherits
+        self._strict = False
+        self._logs = logs
         self._n_warnings = 0
+        self._warnings: list[str] = []
         self._values: dict[str, dict[str, Any]] = {}
         self._paths: dict[tuple[str, str], str] = {}
 
     def layer(self) -> Layer:
+        self._lower_to_limits()
         if self._n_warnings > _N_WARNINGS_MAX:
             n_more = self._n_warnings - _N_WARNINGS_MAX
-            _log.warning("%s: %d more warnings about this configuration are left out", self.name, n_more)
-        return Layer(self.name, MappingProxyType({k: MappingProxyType(v) for k, v in self._values.items()}))
+            self._keep_warning(f"{n_more} more warnings about this configuration are left out")
+        frozen = MappingProxyType({section: MappingProxyType(keys) for section, keys in self._values.items()})
+        return Layer(self.name, frozen, strict=self._strict, warnings=tuple(self._warnings))
 
-    def read(self, document: Mapping[str, Any]) -> None:
+    def read(self, document: object) -> None:
         if not isinstance(document, Mapping):
             raise InvalidArgument(
-                f"{self.name}: the configuration is {described(document)}; pass JSON text, a mapping, a Layer or None"
+                f"{self.name}: the configuration is {described(document)}; "
+                "pass JSON text, a mapping, a Path, a Layer or None"
             )
+        for key, value in document.items():
+            if key == STRICT:  # wherever it stands, it holds for the whole document
+                self._read_strict(value)
         for key, value in document.items():
             self.read_top(self._checked_name(key), value)
 
+    def _read_strict(self, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"{self.name}: {STRICT} is {described(value)}, but it should be true or false")
+        self._strict = value
+
     def read_top(self, key: str, value: Any) -> None:
         """A key at the top level: a section, or any key of the flat shape."""
-        if normalised(key) not in MEMBERS:
+        if key == STRICT:
+            self._read_strict(value)
+        elif normalised(key) not in MEMBERS:
             self._read_key(key, normalised(key), TOP_LEVEL, value)
         elif isinstance(value, Mapping):
             for member, member_value in value.items():
@@ -133,15 +198,10 @@ class _Reader:
 
     def read_member(self, section: str, key: str, value: Any) -> None:
         place = normalised(section)
-        path = f"{section}.{key}"
         targets = MEMBERS.get(place, {})
-        if (
-            place == RUNTIME
-            and _means_inherit(value)
-            and (normalised(key) in targets or normalised(key) in UNSUPPORTED)
-        ):
+        if place == RUNTIME and _is_minus_one(value) and (normalised(key) in targets or normalised(key) in UNSUPPORTED):
             return
-        self._read_key(path, normalised(key), targets, value)
+        self._read_key(f"{section}.{key}", normalised(key), targets, value)
 
     def _checked_name(self, key: Any) -> str:
         if isinstance(key, str):
@@ -151,7 +211,8 @@ class _Reader:
     def _read_key(self, path: str, key: str, targets: Mapping[str, Target], value: Any) -> None:
         target = targets.get(key)
         if target is not None:
-            self._store(target, path, value)
+            if not (self._inherits and _is_minus_one(value) and _means_nothing(target, value)):
+                self._store(target, path, value)
         elif key in UNSUPPORTED:
             self._refuse_unsupported(path, key, value)
         else:
@@ -185,9 +246,11 @@ class _Reader:
     def _mended(self, target: Target, path: str, value: Any, problem: ErrorDetails) -> Any:
         """What counts instead of a value out of range. Raises ``InvalidArgument`` where the value is past mending."""
         inside = problem["loc"][1:]
-        what = shown(path) + "".join(f"[{index}]" for index in inside)
+        what = shown(path) + "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in inside)
+        if problem["type"] in _MEMBER_ERRORS:
+            raise InvalidArgument(f"{self.name}: {what} {_MEMBER_ERRORS[problem['type']]}")
         got = described(problem["input"] if inside else value)
-        expected = problem["msg"].removeprefix("Input ")
+        expected = _EXPECTATIONS.get(problem["type"], problem["msg"].removeprefix("Input "))
         complaint = f"{what} is {got}, but it {expected}"
         if problem["type"] not in _RANGE_ERRORS or target.outside == "error":
             raise InvalidArgument(f"{self.name}: {complaint}; change the value or leave the key out")
@@ -216,10 +279,10 @@ class _Reader:
             )
 
     def _report_unknown(self, path: str, key: str) -> None:
-        if self._unknown == "ignore":
+        if self._unknown == "ignore" and not self._strict:
             _log.debug("%s: the unknown key %s is ignored", self.name, shown(path))
             return
-        if self._unknown == "error":
+        if self._unknown == "error" or self._strict:
             raise InvalidArgument(f"{self.name}: {self._unknown_complaint(path, key)}; correct it or leave it out")
         if self._n_warnings < _N_WARNINGS_MAX:
             self._warn(f"{self._unknown_complaint(path, key)}; it is ignored")
@@ -229,25 +292,56 @@ class _Reader:
     def _unknown_complaint(self, path: str, key: str) -> str:
         return f"{shown(path)} is no known key{_suggestion(key)}"
 
+    def _lower_to_limits(self) -> None:
+        """Keys that another key of the same document limits; limits of other layers are ``resolve``'s to apply."""
+        for section, limited_by in LIMITED_BY.items():
+            keys = self._values.get(section, {})
+            for key, limit in limited_by.items():
+                if key in keys and limit in keys and keys[key] > keys[limit]:
+                    written = shown(self._paths[section, key])
+                    self._warn(
+                        f"{written} is {described(keys[key])}, but it should be at most {limit}; "
+                        f"{described(keys[limit])} is used instead"
+                    )
+                    keys[key] = keys[limit]
+
     def warn_of_repetition(self, key: str) -> None:
         self._warn(f"{shown(key)} stands twice in one object with different values; the last one counts")
 
     def _warn(self, message: str) -> None:
         self._n_warnings += 1
         if self._n_warnings <= _N_WARNINGS_MAX:
+            self._keep_warning(message)
+
+    def _keep_warning(self, message: str) -> None:
+        self._warnings.append(message)
+        if self._logs:
             _log.warning("%s: %s", self.name, message)
 
 
-def _means_inherit(value: Any) -> bool:
+def _is_minus_one(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == -1
+
+
+def _means_nothing(target: Target, value: Any) -> bool:
+    """Whether a value is out of range for a key that a call may inherit."""
+    if target.section not in INHERITING_SECTIONS:
+        return False
+    try:
+        SECTIONS[target.section].model_validate({target.key: value})
+    except ValidationError:
+        return True
+    return False
 
 
 def _suggestion(key: str) -> str:
     if len(key) > _N_NAME_CHARS_COMPARED_MAX:
         return ""
-    nearest = difflib.get_close_matches(key, [*TOP_LEVEL, *MEMBERS], n=1)
+    nearest = difflib.get_close_matches(key, [*TOP_LEVEL, *MEMBERS, STRICT], n=1)
     if not nearest:
         return ""
+    if nearest[0] == STRICT:
+        return f"; the nearest is {STRICT}, at the top level"
     if nearest[0] in MEMBERS:
         return f"; the nearest is the section {nearest[0]}"
     return f"; the nearest is {TOP_LEVEL[nearest[0]].section}.{nearest[0]}"

@@ -8,9 +8,9 @@ adding one later is adding one field.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -22,6 +22,7 @@ __all__ = [
     "Section",
     "key_of",
     "text_of_at_most",
+    "texts_of_at_most",
     "zero_or_at_least",
 ]
 
@@ -88,3 +89,25 @@ def text_of_at_most(n_bytes_max: int) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def texts_of_at_most(n_texts_max: int) -> tuple[BeforeValidator, AfterValidator]:
+    """For lists of strings: a single string is a list of one, and empty strings are left out with a remark."""
+
+    def as_texts(value: Any, info: ValidationInfo) -> Any:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, (list, tuple)):
+            raise PydanticCustomError("texts", "Input should be a string or an array of strings")
+        kept = tuple(item for item in texts if not (isinstance(item, str) and not item))
+        if len(kept) < len(texts) and info.context is not None:
+            info.context.append("empty strings are left out")
+        return kept
+
+    def check_count(value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > n_texts_max:
+            raise PydanticCustomError(
+                "too_many", "Input should be at most {n_texts_max} strings", {"n_texts_max": n_texts_max}
+            )
+        return value
+
+    return BeforeValidator(as_texts, json_schema_input_type=str | list[str]), AfterValidator(check_count)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from wasi_nn_backend.config.backend import BackendSettings
+from wasi_nn_backend.config.logging import LoggingSettings
 from wasi_nn_backend.config.memory import MemorySettings
 from wasi_nn_backend.config.model import ModelSettings
 from wasi_nn_backend.config.performance import PerformanceSettings
 from wasi_nn_backend.config.sampling import SamplingSettings
 from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.config.stopping import StoppingSettings
+from wasi_nn_backend.config.task import TaskSettings
 
 __all__ = ["Settings"]
 
@@ -27,3 +29,5 @@ class Settings(BaseModel):
     memory: MemorySettings = MemorySettings()
     performance: PerformanceSettings = PerformanceSettings()
     session: SessionSettings = SessionSettings()
+    task: TaskSettings = TaskSettings()
+    logging: LoggingSettings = LoggingSettings()

@@ -21,7 +21,9 @@ WITX = Dialect(
         name="witx",
         prompt_mode="raw",
         is_trusted=False,
-        defaults=frozen({"memory": frozen({"context_shifting": False})}),
+        defaults=frozen(
+            {"memory": frozen({"context_shifting": False}), "backend": frozen({"default_task_timeout_ms": 0})}
+        ),
     ),
     functions=frozen(
         {

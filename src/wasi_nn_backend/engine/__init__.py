@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from wasi_nn_backend.engine.embedding import Embedder, EmbeddingJob
 from wasi_nn_backend.engine.generation import Generation, GenerationLimits, ShiftPolicy
-from wasi_nn_backend.engine.loop import Engine, EngineOptions
+from wasi_nn_backend.engine.loop import Engine
 from wasi_nn_backend.engine.memory import ExportedCells
+from wasi_nn_backend.engine.options import EngineOptions
 from wasi_nn_backend.engine.sizing import N_CELLS_RESERVED, same_engine
 from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
 from wasi_nn_backend.engine.store import EngineLease, EngineStore

@@ -25,11 +25,15 @@ class ShiftPolicy:
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """When to stop besides the model's own wish. ``n_tokens_max`` None: until the context is full."""
+    """When to stop besides the model's own wish. ``n_tokens_max`` None: until the context is full.
+
+    Times count from the submission. After ``duration_max_s`` the text so far is the answer; ``timeout_s`` is an error.
+    """
 
     n_tokens_max: int | None = None
     stops: tuple[bytes, ...] = ()
     duration_max_s: float | None = None
+    timeout_s: float | None = None
     shift: ShiftPolicy | None = None  # None: a full window ends the run
     keep_special: bool = False  # control tokens' text, the end-of-generation token's included, is output
 
@@ -57,6 +61,7 @@ class Generation:
         self.error: WasiNNError | None = None
         self.n_tokens_output = 0
         self.submitted_s = 0.0
+        self.waits_in_queue = False  # until it starts for the first time
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self._pieces: SimpleQueue[Piece | None] | None = SimpleQueue() if streams else None

@@ -6,52 +6,29 @@ other threads: they leave commands in an inbox.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
 
+from wasi_nn_backend.engine.deadlines import Deadlines
 from wasi_nn_backend.engine.decoder import Decoder
 from wasi_nn_backend.engine.generation import Generation, GenerationLimits
 from wasi_nn_backend.engine.inbox import Inbox
 from wasi_nn_backend.engine.memory import ExportedCells, SequenceMemory
-from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
-from wasi_nn_backend.errors import Cancelled, ContextFull, RuntimeFailure, WasiNNError
-from wasi_nn_backend.kvcache import KvOperation, PoolLimits, StreamPool
-from wasi_nn_backend.llama.interface import Context, DecodeStatus, KvLayout, Vocabulary
+from wasi_nn_backend.engine.options import EngineOptions
+from wasi_nn_backend.engine.queue_gate import QueueGate
+from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics, StatisticsBook
+from wasi_nn_backend.errors import Cancelled, ContextFull, DeadlineExceeded, RuntimeFailure, WasiNNError
+from wasi_nn_backend.kvcache import KvOperation, StreamPool
+from wasi_nn_backend.llama.interface import Context, DecodeStatus, Vocabulary
 from wasi_nn_backend.output import FinishReason
-from wasi_nn_backend.scheduler import Chunk, Scheduler, StepPlan
+from wasi_nn_backend.scheduler import Chunk, Scheduler, SchedulingRules, StepPlan
 
-__all__ = ["Engine", "EngineOptions"]
+__all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
 
 _NO_PLAN = StepPlan((), ())
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """``n_ctx`` is one sequence's window in tokens, None the context's own; ``kv_bytes`` what the context's cells take.
-
-    ``n_cells`` is how many cells all sequences share, None where each has its own. ``n_tokens_step_max`` bounds a
-    step's tokens (None: the context's batch), ``n_running_max`` its sequences (None: all). ``company_wait_s`` is the
-    longest that a first step waits for prompts that are announced. ``n_threads_max`` above 1 lets the engine choose the
-    number of threads of each decode, up to it; 1 leaves it as the context has it. ``kv_layout`` and ``flash_attention``
-    say what was chosen for the context.
-    """
-
-    n_ctx: int | None = None
-    kv_bytes: int = 0
-    n_cells: int | None = None
-    limits: PoolLimits | None = None
-    n_tokens_step_max: int | None = None
-    n_running_max: int | None = None
-    company_wait_s: float = 0.0
-    n_threads_max: int = 1
-    kv_layout: KvLayout = "streams"
-    flash_attention: Literal["auto", "on", "off"] = "auto"
 
 
 class Engine:
@@ -65,8 +42,9 @@ class Engine:
         context: Context,
         vocabulary: Vocabulary,
         clock: Callable[[], float],
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions | None = None,
     ) -> None:
+        options = options or EngineOptions()
         # llama.cpp rounds up; users get what they asked for
         self.n_ctx = min(context.n_ctx, options.n_ctx or context.n_ctx)
         self.n_sequences = context.n_sequences
@@ -79,12 +57,22 @@ class Engine:
         self._pool = StreamPool(context.n_sequences, self.n_ctx, options.limits, options.n_cells)
         self._memory = SequenceMemory(context, self._pool)
         self.n_tokens_step_max = min(options.n_tokens_step_max or context.n_batch, context.n_batch)
-        self._scheduler = Scheduler(self._pool, self.n_tokens_step_max, options.n_running_max)
+        self._scheduler = Scheduler(
+            self._pool,
+            SchedulingRules(
+                self.n_tokens_step_max,
+                options.n_running_max,
+                uses_priorities=options.uses_priorities,
+                shares_fairly=options.shares_fairly,
+            ),
+        )
+        self._gate = QueueGate(options.n_waiting_max, options.n_waiting_warning)
+        self._drops_late_waiting = options.drops_late_waiting
         self._decoder = Decoder(context, clock, options.n_threads_max)
         self._generations: dict[int, Generation] = {}
-        self._timed: set[Generation] = set()  # those with a time limit
-        self._counts = EngineStatistics()
-        self._session_counts: dict[int, SessionStatistics] = {}
+        self._deadlines = Deadlines()
+        self._late: list[Generation] = []  # those that wait although their time-out is over
+        self._book = StatisticsBook(self._pool)
         self._pieces: dict[int, bytes] = {}
         self._pieces_special: dict[int, bytes] = {}
         self._plan = _NO_PLAN  # the step that runs now
@@ -95,9 +83,14 @@ class Engine:
     # For other threads.
 
     def submit(self, generation: Generation) -> None:
-        """Queue a generation. Raises ``RuntimeFailure`` when the engine is closed."""
-        generation.submitted_s = self._clock()
-        self._inbox.send(lambda: self._start(generation), generation.request.session_id)
+        """Queue a generation. Raises ``Busy`` (too many wait) and ``RuntimeFailure`` when the engine is closed."""
+        self._gate.enter()
+        generation.submitted_s, generation.waits_in_queue = self._clock(), True
+        try:
+            self._inbox.send(lambda: self._start(generation), generation.request.session_id)
+        except BaseException:
+            self._gate.leave()
+            raise
 
     def expect(self, session_id: int) -> None:
         """A session has its next prompt and will submit it soon: a batch that begins just before may wait for it."""
@@ -106,6 +99,11 @@ class Engine:
     def dismiss(self, session_id: int) -> None:
         """Expect a session no longer."""
         self._inbox.dismiss(session_id)
+
+    @property
+    def n_waiting(self) -> int:
+        """Runs that have not started yet."""
+        return self._gate.n_waiting
 
     def cancel(self, generation: Generation) -> None:
         """End a generation at the next step, or in the middle of its prompt. Without effect when it is done."""
@@ -142,7 +140,7 @@ class Engine:
 
     def session_statistics(self, session_id: int) -> SessionStatistics:
         """One session's figures, read between two steps. Raises ``RuntimeFailure`` when the engine is closed."""
-        return self._inbox.ask(lambda: self._read_session(session_id)).result()
+        return self._inbox.ask(lambda: self._book.of_session(session_id)).result()
 
     def statistics(self) -> EngineStatistics:
         """What has happened until now, read between two steps."""
@@ -161,16 +159,13 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self._inbox.take(self._has_work):
+            while self._inbox.take(lambda: self._scheduler.has_work):
                 if self._scheduler.is_about_to_begin:
                     self._inbox.wait_for_company()
                 if self._scheduler.has_work:
                     self._step_guarded()
         finally:
             self._shut_down()
-
-    def _has_work(self) -> bool:
-        return self._scheduler.has_work
 
     def _step_guarded(self) -> None:
         """A fault ends the generations that it struck, never the thread: the others' sessions live on."""
@@ -202,6 +197,8 @@ class Engine:
         self._expire()
         self._plan = _NO_PLAN
         self._plan = plan = self._scheduler.plan()
+        for request in plan.started:
+            self._leave_queue(self._generations[request.id])
         if not self._apply(plan) or not plan.chunks:
             return
         status, rows = self._decoder.decode(plan)
@@ -235,11 +232,31 @@ class Engine:
 
     def _expire(self) -> None:
         """End runs whose time is over, also those that wait or still compute their prompt."""
-        if self._timed:
-            now_s = self._clock()
-            for generation in list(self._timed):
-                if now_s - generation.submitted_s >= (generation.limits.duration_max_s or 0):
+        if self._deadlines:
+            for generation, is_timeout in self._deadlines.due(self._clock()):
+                if not is_timeout:
                     self._finish(generation, FinishReason.TIME)
+                elif self._drops_late_waiting or not generation.waits_in_queue:
+                    self._time_out(generation)
+                else:
+                    self._late.append(generation)
+        for generation in [late for late in self._late if not late.waits_in_queue]:
+            self._late.remove(generation)
+            self._time_out(generation)
+
+    def _time_out(self, generation: Generation) -> None:
+        timeout_s = generation.limits.timeout_s
+        if generation.waits_in_queue:
+            message = f"the task was still waiting when its time-out of {timeout_s:g} s was over: try again later, or"
+        else:
+            message = f"the run was not over within its time-out of {timeout_s:g} s; the text so far is kept:"
+        advice = "raise task.timeout_ms or backend.default_task_timeout_ms"
+        self._finish(generation, FinishReason.TIMEOUT, DeadlineExceeded(f"{message} {advice}"))
+
+    def _leave_queue(self, generation: Generation) -> None:
+        if generation.waits_in_queue:
+            generation.waits_in_queue = False
+            self._gate.leave()
 
     def _undo(self, plan: StepPlan) -> None:
         """A decode that was broken off left an unknown part of the batch in the memory: cut back to what was there."""
@@ -248,19 +265,26 @@ class Engine:
                 self._memory.clear(chunk.stream)
                 self._scheduler.restart(chunk.stream)
 
-    def _sample(self, plan: StepPlan, rows: list[int]) -> list[int | None]:
-        generations = self._generations
+    def _sample(self, plan: StepPlan, rows: list[int]) -> list[int | WasiNNError | None]:
         return [
-            generations[chunk.request.id].sampler.sample(self._context, row) if chunk.samples else None
-            for chunk, row in zip(plan.chunks, rows, strict=True)
+            self._sampled(chunk, row) if chunk.samples else None for chunk, row in zip(plan.chunks, rows, strict=True)
         ]
 
-    def _commit(self, plan: StepPlan, tokens: list[int | None]) -> None:
+    def _sampled(self, chunk: Chunk, row: int) -> int | WasiNNError:
+        """What a run's settings and grammar make of its logits is its own affair: failing there ends only this run."""
+        try:
+            return self._generations[chunk.request.id].sampler.sample(self._context, row)
+        except WasiNNError as error:
+            return error
+
+    def _commit(self, plan: StepPlan, tokens: list[int | WasiNNError | None]) -> None:
         now_s = self._clock()
-        self._counts.add_step(len(plan.chunks), plan.n_tokens)
+        self._book.add_step(len(plan.chunks), plan.n_tokens)
         for chunk, token in zip(plan.chunks, tokens, strict=True):
             self._scheduler.commit(chunk)
-            if token is not None:
+            if isinstance(token, WasiNNError):
+                self._finish(self._generations[chunk.request.id], FinishReason.ERROR, token)
+            elif token is not None:
                 self._take_token(chunk, token, now_s)
 
     def _take_token(self, chunk: Chunk, token: int, now_s: float) -> None:
@@ -320,33 +344,18 @@ class Engine:
         if generation.done:
             return
         self._generations[generation.request.id] = generation
-        if generation.limits.duration_max_s is not None:
-            self._timed.add(generation)
+        self._deadlines.add(generation)
         self._scheduler.add(generation.request)
 
     def _forget_session(self, session_id: int) -> None:
-        self._session_counts.pop(session_id, None)
+        self._book.forget(session_id)
         self._memory.apply(self._pool.forget_session(session_id))
 
-    def _read_session(self, session_id: int) -> SessionStatistics:
-        return dataclasses.replace(
-            self._session_counts.get(session_id, SessionStatistics()),
-            n_tokens_cached=self._pool.n_tokens_of(session_id),
-            n_tokens_evicted=self._pool.n_tokens_evicted_of(session_id),
-            n_host_bytes=self._pool.n_host_bytes_of(session_id),
-        )
-
     def _read_statistics(self) -> EngineStatistics:
-        pool = self._pool
-        return dataclasses.replace(
-            self._counts,
-            n_sequences=self.n_sequences,
-            n_cells_used=pool.n_cells_used,
-            n_tokens_cached=pool.n_tokens_cached,
-            n_sessions_in_host=pool.n_sessions_in_host,
+        return self._book.of_engine(
             n_kv_bytes=self.kv_bytes,
-            n_host_bytes=pool.n_host_bytes,
-            n_tokens_evicted=pool.n_tokens_evicted,
+            n_waiting=self._scheduler.n_waiting,
+            n_running=self._scheduler.n_running,
             n_threads=self._decoder.n_threads,
         )
 
@@ -354,11 +363,9 @@ class Engine:
         if generation.done:
             return
         self._scheduler.finish(generation.request)
-        self._counts.add_request(generation.request)
-        session = generation.request.session_id
-        self._session_counts.setdefault(session, SessionStatistics()).add_request(generation.request)
+        self._book.add_request(generation.request)
         self._generations.pop(generation.request.id, None)
-        self._timed.discard(generation)
+        self._leave_queue(generation)
         generation.finish(reason, error, self._clock())
 
     def _shut_down(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams, KvLa
 
 __all__ = [
     "N_CELLS_RESERVED",
+    "adapter_paths",
+    "adapter_scales",
     "context_params",
     "embedder_key",
     "embedding_context",
@@ -63,10 +65,16 @@ def n_threads_max(settings: Settings, params: ContextParams) -> int:
 
 def engine_key(settings: Settings) -> Hashable:
     """What in the settings makes an engine: equal keys, for one file, are served by one."""
-    memory = settings.memory
+    memory, backend = settings.memory, settings.backend
     return (
         settings.model,
-        settings.backend,
+        backend.max_concurrent,
+        backend.queue_size,
+        backend.queue_warning_threshold,
+        backend.queue_reject_threshold,
+        backend.priority_scheduling_enabled,
+        backend.fair_scheduling_enabled,
+        backend.auto_queue_cleanup,
         settings.performance,
         memory.kv_layout,
         memory.max_memory_mb,
@@ -111,7 +119,19 @@ def n_tokens_step_max(settings: Settings) -> int | None:
     return performance.batch_size if "batch_size" in performance.model_fields_set else None
 
 
-def model_params(path: Path, settings: Settings) -> ModelParams:
+def adapter_paths(settings: Settings, adapters: Sequence[str] = ()) -> tuple[str, ...]:
+    """The LoRA adapters that a model is loaded with: ``adapters``, and then those of the settings."""
+    return tuple(dict.fromkeys((*adapters, *(adapter.path for adapter in settings.model.lora))))
+
+
+def adapter_scales(settings: Settings, paths: Sequence[str]) -> tuple[float, ...]:
+    """How the settings weigh the adapters of a model, 0 for those that they do not name."""
+    scales = {adapter.path: adapter.scale for adapter in settings.model.lora}
+    return tuple(scales.get(path, 0.0) for path in paths)
+
+
+def model_params(path: Path, settings: Settings, adapters: Sequence[str] = ()) -> ModelParams:
+    """``adapters`` are the paths of LoRA adapters (``adapter_paths``)."""
     model = settings.model
     return ModelParams(
         path=path,
@@ -122,7 +142,15 @@ def model_params(path: Path, settings: Settings) -> ModelParams:
         use_mmap=model.use_mmap,
         use_mlock=model.use_mlock,
         check_tensors=model.check_tensors,
+        adapters=tuple(map(_expanded, adapters)),
     )
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InvalidArgument(f"model.lora: {path}: {error}; write the path in full") from None
 
 
 def resolved_n_ctx(model: Model, settings: Settings) -> int:

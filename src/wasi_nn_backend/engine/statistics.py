@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from wasi_nn_backend.kvcache import StreamPool
 from wasi_nn_backend.scheduler import Request
 
-__all__ = ["EngineStatistics", "SessionStatistics"]
+__all__ = ["EngineStatistics", "SessionStatistics", "StatisticsBook"]
 
 
 @dataclass(slots=True)
@@ -53,8 +54,8 @@ class EngineStatistics(SessionStatistics):
     """The same over all sessions since the engine started, its steps, and what its memory holds now.
 
     ``n_tokens_decoded`` is what ``n_steps`` decodes had, ``n_sequence_steps`` their sequences. ``n_kv_bytes`` is what
-    the context's cells take, used or not. ``n_threads`` is the number chosen for the last decode, None where it is
-    fixed.
+    the context's cells take, used or not. ``n_waiting`` and ``n_running`` are runs. ``n_threads`` is the number chosen
+    for the last decode, None where it is fixed.
     """
 
     n_steps: int = 0
@@ -64,6 +65,8 @@ class EngineStatistics(SessionStatistics):
     n_cells_used: int = 0
     n_sessions_in_host: int = 0
     n_kv_bytes: int = 0
+    n_waiting: int = 0
+    n_running: int = 0
     n_threads: int | None = None
 
     @property
@@ -75,3 +78,45 @@ class EngineStatistics(SessionStatistics):
         self.n_steps += 1
         self.n_sequence_steps += n_sequences
         self.n_tokens_decoded += n_tokens
+
+
+class StatisticsBook:
+    """Counts for an engine and each of its sessions. The engine's thread owns it."""
+
+    def __init__(self, pool: StreamPool) -> None:
+        self._pool = pool
+        self._engine = EngineStatistics()
+        self._sessions: dict[int, SessionStatistics] = {}
+
+    def add_step(self, n_sequences: int, n_tokens: int) -> None:
+        self._engine.add_step(n_sequences, n_tokens)
+
+    def add_request(self, request: Request) -> None:
+        """Count a run that is over."""
+        self._engine.add_request(request)
+        self._sessions.setdefault(request.session_id, SessionStatistics()).add_request(request)
+
+    def forget(self, session_id: int) -> None:
+        self._sessions.pop(session_id, None)
+
+    def of_session(self, session_id: int) -> SessionStatistics:
+        return replace(
+            self._sessions.get(session_id, SessionStatistics()),
+            n_tokens_cached=self._pool.n_tokens_of(session_id),
+            n_tokens_evicted=self._pool.n_tokens_evicted_of(session_id),
+            n_host_bytes=self._pool.n_host_bytes_of(session_id),
+        )
+
+    def of_engine(self, **now: int | None) -> EngineStatistics:
+        """``now`` are fields that the engine knows."""
+        pool = self._pool
+        return replace(
+            self._engine,
+            n_sequences=pool.n_streams,
+            n_cells_used=pool.n_cells_used,
+            n_tokens_cached=pool.n_tokens_cached,
+            n_sessions_in_host=pool.n_sessions_in_host,
+            n_host_bytes=pool.n_host_bytes,
+            n_tokens_evicted=pool.n_tokens_evicted,
+            **now,  # type: ignore[arg-type]  # names of fields
+        )

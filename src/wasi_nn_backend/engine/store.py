@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.engine.embedding import Embedder
-from wasi_nn_backend.engine.loop import Engine, EngineOptions
+from wasi_nn_backend.engine.loop import Engine
+from wasi_nn_backend.engine.options import EngineOptions
 from wasi_nn_backend.engine.sizing import (
+    adapter_paths,
+    adapter_scales,
     context_params,
     embedder_key,
     embedding_context,
@@ -190,19 +193,28 @@ class EngineStore:
         self._servings: _Shared[_Serving] = _Shared(self._close_serving)
         self._embedders: _Shared[Embedder] = _Shared(self._close_embedder)
 
-    def acquire(self, path: Path, settings: Settings, progress: ProgressCallback | None = None) -> EngineLease:
+    def acquire(
+        self, path: Path, settings: Settings, progress: ProgressCallback | None = None, adapters: Sequence[str] = ()
+    ) -> EngineLease:
         """Load the model and create the context that generates, unless somebody uses the same already.
+
+        ``adapters`` are LoRA adapters to load beside those of the settings, with no weight here: whoever uses the same
+        weights with other scales then needs no second copy of them.
 
         Raises ``ModelNotFound`` (no such file), ``InvalidArgument`` (bad file, settings that llama.cpp refuses or that
         do not fit the memory), ``Cancelled`` (``progress`` returned False).
         """
         settings = self._without_gpu(settings)
-        params = model_params(path, settings)
-        model_key = (params, _file_stamp(path))
+        paths = adapter_paths(settings, adapters)
+        params = model_params(path, settings, paths)
+        model_key = (params, *(_file_stamp(file) for file in (path, *params.adapters)))
+        if settings.model.numa != "disabled":
+            self._llama.set_numa(settings.model.numa)
         model = self._models.acquire(model_key, lambda: self._llama.load_model(params, progress))
         key = (model_key, resolved_n_ctx(model, settings), engine_key(settings))
         try:
-            serving = self._servings.acquire(key, lambda: self._open_serving(model_key, model, settings))
+            scales = adapter_scales(settings, paths)
+            serving = self._servings.acquire(key, lambda: self._open_serving(model_key, model, settings, scales))
         except BaseException:
             self._models.release(model_key)
             raise
@@ -240,9 +252,11 @@ class EngineStore:
         neutral = {"n_gpu_layers": 0, "main_gpu": 0, "split_mode": "layer", "tensor_split": ()}
         return settings.model_copy(update={"model": settings.model.model_copy(update=neutral)})
 
-    def _open_serving(self, model_key: Hashable, model: Model, settings: Settings) -> _Serving:
+    def _open_serving(
+        self, model_key: Hashable, model: Model, settings: Settings, scales: tuple[float, ...]
+    ) -> _Serving:
         generates = model.can_generate and not settings.model.embedding
-        engine = self._open_engine(model, settings) if generates else None
+        engine = self._open_engine(model, settings, scales) if generates else None
         return _Serving(model, settings, (model_key, embedder_key(model, settings)), engine)
 
     def _close_serving(self, serving: _Serving) -> None:
@@ -253,10 +267,11 @@ class EngineStore:
         if serving.engine is not None:
             self._close_engine(serving.engine)
 
-    def _open_engine(self, model: Model, settings: Settings) -> Engine:
+    def _open_engine(self, model: Model, settings: Settings, scales: tuple[float, ...]) -> Engine:
         cache_types = settings.model.cache_type_k, settings.model.cache_type_v
+        queue = settings.backend
         with self._sizing:  # what is free must still be free when it is taken
-            sizes = self._choose_sizes(model, settings)
+            sizes = replace(self._choose_sizes(model, settings), adapter_scales=scales)
             context = model.create_context(sizes)
             try:
                 kv_bytes = sizes.n_cells_total * model.kv_bytes_per_token(*cache_types)
@@ -275,6 +290,11 @@ class EngineStore:
                         n_running_max=None if settings.performance.batch_processing else 1,
                         company_wait_s=settings.performance.batch_timeout_ms / 1000,
                         n_threads_max=n_threads_max(settings, sizes),
+                        n_waiting_max=min(queue.queue_size, queue.queue_reject_threshold),
+                        n_waiting_warning=min(queue.queue_size, queue.queue_warning_threshold),
+                        uses_priorities=queue.priority_scheduling_enabled,
+                        shares_fairly=queue.fair_scheduling_enabled,
+                        drops_late_waiting=queue.auto_queue_cleanup,
                     ),
                 )
             except BaseException:

@@ -17,8 +17,8 @@ from wasi_nn_backend.host.state import GuestState
 from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Tensor
 
 if TYPE_CHECKING:
-    from wasi_nn_backend.backend import Graph
     from wasi_nn_backend.execution_context import ExecutionContext
+    from wasi_nn_backend.graph import Graph
 
 __all__ = ["CoreAbi"]
 

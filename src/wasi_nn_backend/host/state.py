@@ -15,8 +15,9 @@ from wasi_nn_backend.handles import HandleTable
 from wasi_nn_backend.host.limits import HostLimits
 
 if TYPE_CHECKING:
-    from wasi_nn_backend.backend import Backend, Graph
+    from wasi_nn_backend.backend import Backend
     from wasi_nn_backend.execution_context import ExecutionContext
+    from wasi_nn_backend.graph import Graph
 
 __all__ = ["GuestError", "GuestState"]
 

@@ -68,12 +68,16 @@ class TensorInfo:
 
 @dataclass(slots=True)
 class GgufHeader:
-    """``values`` has scalars, strings and short integer arrays; ``array_lengths`` the length of every array."""
+    """``values`` has scalars, strings and short integer arrays; ``array_lengths`` the length of every array.
+
+    ``value_types`` has the ``gguf_type`` of every key: llama.cpp aborts when it reads one as another.
+    """
 
     version: int
     n_file_bytes: int
     values: dict[str, Value] = field(default_factory=dict)
     array_lengths: dict[str, int] = field(default_factory=dict)
+    value_types: dict[str, int] = field(default_factory=dict)
     tensors: list[TensorInfo] = field(default_factory=list)
 
     def integer(self, key: str, default: int = 0) -> int:
@@ -150,7 +154,7 @@ class _Reader:
         key = self._string(_MAX_KEY_BYTES)
         if key in header.values or key in header.array_lengths:
             raise _Damaged(f"it has the key {key!r} twice")
-        type_number = self._number(_U32)
+        type_number = header.value_types[key] = self._number(_U32)
         if type_number == _ARRAY:
             self._read_array(header, key)
         elif type_number == _STRING:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from wasi_nn_backend.llama.chain import check_largest_logit, check_token, native_context
 from wasi_nn_backend.llama.interface import Context
+from wasi_nn_backend.llama.links import LinkMaker
 from wasi_nn_backend.llama.owner import Owner, Resource
 
 __all__ = ["GreedySampler"]
@@ -15,18 +19,27 @@ class GreedySampler(Owner):
     llama.cpp's chain copies the vocabulary into an array of structs first, which is some 15 times as much work.
     """
 
-    def __init__(self, model: Resource, n_vocab: int) -> None:
+    def __init__(self, links: LinkMaker) -> None:
         # No native object, but a claim on the model like every sampler's, so that closing behaves the same.
-        super().__init__(Resource("a greedy sampler", 0, lambda _pointer: None, parent=model))
-        self._n_vocab = n_vocab
+        super().__init__(Resource("a greedy sampler", 0, lambda _pointer: None, parent=links.model))
+        self._n_vocab = links.n_vocab
 
     def sample(self, context: Context, row: int) -> int:
         """Raises ``RuntimeFailure`` when the logits are not numbers."""
+        return self.choose(context, row)
+
+    def choose(self, context: Context, row: int) -> int:
+        """``sample``: there is nothing to record."""
         with self._native(), native_context(context).pointer():
             logits = context.logits(row)
             token = int(logits.argmax())  # of a NaN, where there is one
             check_largest_logit(float(logits[token]))
             return token
+
+    def choose_among(self, tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> int:
+        """The same from a part of the vocabulary, given as parallel arrays with ascending tokens."""
+        with self._native():
+            return int(tokens[logits.argmax()])
 
     def accept(self, token: int) -> None:
         """Raises ``InvalidArgument`` for a token outside of the vocabulary. There is no state to record it in."""

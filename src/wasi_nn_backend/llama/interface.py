@@ -16,7 +16,25 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from wasi_nn_backend.grammar import TokenTable
 from wasi_nn_backend.llama.embedding_interface import EmbeddingContext
+from wasi_nn_backend.llama.stages import (
+    Distribution,
+    Dry,
+    DynamicTemperature,
+    Greedy,
+    LogitBias,
+    MinP,
+    Mirostat,
+    Penalties,
+    SamplerStage,
+    Temperature,
+    TopK,
+    TopNSigma,
+    TopP,
+    Typical,
+    Xtc,
+)
 
 __all__ = [
     "AttentionChoice",
@@ -25,10 +43,13 @@ __all__ = [
     "DecodeBatch",
     "DecodeStatus",
     "Distribution",
+    "Dry",
+    "DynamicTemperature",
     "Greedy",
     "Llama",
     "LogitBias",
     "MinP",
+    "Mirostat",
     "Model",
     "ModelParams",
     "Penalties",
@@ -37,9 +58,12 @@ __all__ = [
     "SamplerStage",
     "Temperature",
     "TopK",
+    "TopNSigma",
     "TopP",
+    "TwoStepSampler",
     "Typical",
     "Vocabulary",
+    "Xtc",
 ]
 
 #: Called with the fraction loaded, 0.0 to 1.0. Returning False, and nothing else, cancels the load.
@@ -61,7 +85,10 @@ class DecodeStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelParams:
-    """What decides how weights lie in memory: two graphs with equal values share one model."""
+    """What decides how weights lie in memory: two graphs with equal values share one model.
+
+    ``adapters`` are LoRA adapters, loaded with the model; each context weighs them.
+    """
 
     path: Path
     n_gpu_layers: int = 0
@@ -71,6 +98,7 @@ class ModelParams:
     use_mmap: bool = True
     use_mlock: bool = False
     check_tensors: bool = False
+    adapters: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +107,8 @@ class ContextParams:
 
     ``n_ctx`` is one sequence's window in tokens. ``n_cells`` is how many cells the sequences of the unified layout
     share, ``n_ctx`` or more; None means ``n_ctx * n_sequences``, which streams always have. Negative or zero RoPE and
-    YaRN values mean the model's own. ``cache_type_*`` are ggml type names such as ``f16``.
+    YaRN values mean the model's own. ``cache_type_*`` are ggml type names such as ``f16``. ``adapter_scales`` has the
+    weight of each of the model's ``adapters``; 0 leaves one out.
     """
 
     n_ctx: int
@@ -101,6 +130,7 @@ class ContextParams:
     yarn_beta_fast: float = -1.0
     yarn_beta_slow: float = -1.0
     yarn_orig_ctx: int = 0
+    adapter_scales: tuple[float, ...] = ()
 
     @property
     def n_cells_total(self) -> int:
@@ -155,67 +185,6 @@ class DecodeBatch:
         return row
 
 
-@dataclass(frozen=True, slots=True)
-class Penalties:
-    """``llama_sampler_init_penalties``. ``last_n`` 0 disables, -1 is not accepted here: callers resolve it to n_ctx."""
-
-    last_n: int
-    repeat: float
-    frequency: float
-    presence: float
-
-
-@dataclass(frozen=True, slots=True)
-class LogitBias:
-    """``llama_sampler_init_logit_bias``: (token, added to its logit) pairs; ``float("-inf")`` bans a token."""
-
-    biases: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TopK:
-    k: int
-
-
-@dataclass(frozen=True, slots=True)
-class TopP:
-    p: float
-    min_keep: int
-
-
-@dataclass(frozen=True, slots=True)
-class MinP:
-    p: float
-    min_keep: int
-
-
-@dataclass(frozen=True, slots=True)
-class Typical:
-    p: float
-    min_keep: int
-
-
-@dataclass(frozen=True, slots=True)
-class Temperature:
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """Draws from what the stages before it left. ``seed`` is 32 bits; 0xFFFFFFFF makes llama.cpp pick a random one."""
-
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Greedy:
-    """Takes the most probable token, the lowest id among equals."""
-
-
-#: One link of llama.cpp's sampler chain. Exactly one Distribution or Greedy, as the last.
-SamplerStage = Penalties | LogitBias | TopK | TopP | MinP | Typical | Temperature | Distribution | Greedy
-
-
 class Vocabulary(Protocol):
     @property
     def n_tokens(self) -> int: ...
@@ -239,6 +208,18 @@ class Vocabulary(Protocol):
     def end_of_generation_tokens(self) -> tuple[int, ...]:
         """Every token for which ``is_end_of_generation`` holds, ascending."""
 
+    @property
+    def suppressed_tokens(self) -> tuple[int, ...]:
+        """Tokens that the model's file says must never be chosen."""
+
+    @property
+    def token_table(self) -> TokenTable:
+        """The texts of all tokens, sorted for grammars. Takes a moment on first use."""
+
+    @property
+    def control_texts(self) -> frozenset[str]:
+        """The spellings that ``tokenize`` takes for control tokens under ``parse_special``."""
+
 
 class Sampler(Protocol):
     """A sampler chain with its own state (random generator, penalty window). Not thread-safe."""
@@ -252,6 +233,16 @@ class Sampler(Protocol):
     def reset(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class TwoStepSampler(Sampler, Protocol):
+    """``sample`` in two steps, for those who have a say in the choice: ``choose``, and ``accept`` what was taken."""
+
+    def choose(self, context: Context, row: int) -> int:
+        """The token that ``sample`` would take. Moves the random generator on, and nothing else."""
+
+    def choose_among(self, tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> int:
+        """The same from a part of the vocabulary: parallel arrays, with the tokens ascending."""
 
 
 class Model(Protocol):
@@ -300,7 +291,7 @@ class Model(Protocol):
     def create_embedding_context(self, params: ContextParams) -> EmbeddingContext:
         """Raises ``InvalidArgument`` as ``create_context`` does, ``UnsupportedOperation`` (it has no embeddings)."""
 
-    def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler: ...
+    def create_sampler(self, stages: Sequence[SamplerStage]) -> TwoStepSampler: ...
 
     def close(self) -> None:
         """Idempotent. Contexts and samplers that are still open keep the weights alive until they close."""
@@ -390,6 +381,12 @@ class Llama(Protocol):
 
     @property
     def supports_gpu_offload(self) -> bool: ...
+
+    def set_numa(self, strategy: str) -> None:
+        """How threads lie on a machine's memory nodes (``distribute``, ``isolate``, ``numactl``).
+
+        For the whole process and once: later calls that want something else log a warning and change nothing.
+        """
 
     def load_model(self, params: ModelParams, progress: ProgressCallback | None = None) -> Model:
         """Load weights. Raises ``ModelNotFound``, ``InvalidArgument`` (bad file), ``Cancelled``."""

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 
+from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.llama import amx_probe
 from wasi_nn_backend.llama.bindings import library_files, native
 from wasi_nn_backend.llama.interface import ModelParams, ProgressCallback
@@ -17,6 +18,8 @@ from wasi_nn_backend.llama.model import NativeModel
 __all__ = ["NativeLlama", "load_llama"]
 
 _LOCK = threading.Lock()
+
+_NUMA_STRATEGIES = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 
 def load_llama() -> NativeLlama:
@@ -38,6 +41,7 @@ class NativeLlama:
         self._log = LogBridge(logger)
         self._lock = threading.Lock()
         self._use_extra_buffers: bool | None = None
+        self._numa: str | None = None
         native.llama_backend_init()
         self._build_commit = _build_commit()
         self._system_info: str = native.llama_print_system_info().decode("utf-8", "replace").strip(" |")
@@ -66,6 +70,24 @@ class NativeLlama:
     @property
     def supports_gpu_offload(self) -> bool:
         return self._supports_gpu_offload
+
+    def set_numa(self, strategy: str) -> None:
+        """See ``Llama.set_numa``. Raises ``InvalidArgument`` for an unknown strategy."""
+        number = _NUMA_STRATEGIES.get(strategy)
+        if number is None:
+            raise InvalidArgument(f"numa is {strategy!r}; it must be one of {', '.join(_NUMA_STRATEGIES)}")
+        with self._lock:
+            in_force, self._numa = self._numa, self._numa or strategy
+            if in_force is None:
+                native.llama_numa_init(number)
+        if in_force is None:
+            self._logger.info("NUMA strategy %s, for this process", strategy)
+        elif in_force != strategy:
+            self._logger.warning(
+                "model.numa is %s, but this process runs with %s, which the first model chose: ignored",
+                strategy,
+                in_force,
+            )
 
     def load_model(self, params: ModelParams, progress: ProgressCallback | None = None) -> NativeModel:
         return NativeModel(params, self._log, use_extra_buffers=self._may_use_extra_buffers(), progress=progress)

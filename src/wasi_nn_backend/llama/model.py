@@ -6,6 +6,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,11 +24,13 @@ from wasi_nn_backend.llama.interface import (
     KvLayout,
     ModelParams,
     ProgressCallback,
-    Sampler,
     SamplerStage,
+    TwoStepSampler,
 )
 from wasi_nn_backend.llama.kv_shape import cache_type
+from wasi_nn_backend.llama.links import LinkMaker
 from wasi_nn_backend.llama.log_bridge import LogBridge
+from wasi_nn_backend.llama.lora import LoraAdapters
 from wasi_nn_backend.llama.owner import Owner, Resource
 from wasi_nn_backend.llama.sampler import open_sampler
 from wasi_nn_backend.llama.shared_cells import N_SPARE_SEQUENCES
@@ -59,10 +62,16 @@ class NativeModel(Owner):
         if native.llama_model_has_encoder(pointer) or not native.llama_model_has_decoder(pointer):
             self.close()
             raise UnsupportedOperation(f"{params.path} has an encoder beside its decoder; such models cannot be run")
+        try:
+            self._adapters = LoraAdapters(pointer, params.path, params.adapters, log)
+        except BaseException:
+            self.close()
+            raise
         self._read_facts(pointer, params)
 
     def _read_facts(self, pointer: int, params: ModelParams) -> None:
         self._vocabulary = NativeVocabulary(self._resource, self._log)
+        self._links = LinkMaker(self._resource, self._vocabulary.n_tokens)
         self._description = _text(lambda buffer, size: native.llama_model_desc(pointer, buffer, size))
         self._metadata = MappingProxyType(_read_metadata(pointer))
         self._n_ctx_train = int(native.llama_model_n_ctx_train(pointer))
@@ -78,7 +87,9 @@ class NativeModel(Owner):
             is_recurrent=bool(native.llama_model_is_recurrent(pointer) or native.llama_model_is_hybrid(pointer)),
             kv_shape=self._summary.kv_shape,
             on_gpu=params.n_gpu_layers != 0 and bool(native.llama_supports_gpu_offload()),
-            fingerprint=state.fingerprint((*self._metadata.items(), self._n_params, self._n_weight_bytes)),
+            fingerprint=state.fingerprint(
+                (*self._metadata.items(), self._n_params, self._n_weight_bytes, *map(str, params.adapters))
+            ),
         )
 
     @property
@@ -164,17 +175,32 @@ class NativeModel(Owner):
 
         return attention_probe.measure(work, options, load, time.perf_counter, budget_s)
 
+    @property
+    def links(self) -> LinkMaker:
+        """What sampler chains are made with, for those who compare with llama.cpp's own."""
+        return self._links
+
     def create_context(self, params: ContextParams) -> NativeContext:
         with self._native():
-            return NativeContext(self._resource, self._facts, params, self._log)
+            facts = self._facts
+            if params.adapter_scales:  # cells computed with other weights are not this context's
+                facts = replace(facts, fingerprint=state.fingerprint((facts.fingerprint, *params.adapter_scales)))
+            context = NativeContext(self._resource, facts, params, self._log)
+        try:
+            with context.pointer() as pointer:
+                self._adapters.set_scales(pointer, params.adapter_scales)
+        except BaseException:
+            context.close()
+            raise
+        return context
 
     def create_embedding_context(self, params: ContextParams) -> NativeEmbeddingContext:
         with self._native():
             return NativeEmbeddingContext(self._resource, self._facts, self._summary, params, self._log)
 
-    def create_sampler(self, stages: Sequence[SamplerStage]) -> Sampler:
+    def create_sampler(self, stages: Sequence[SamplerStage]) -> TwoStepSampler:
         with self._native():
-            return open_sampler(self._resource, self._facts.n_vocab, stages)
+            return open_sampler(self._links, stages)
 
 
 def _load(params: ModelParams, log: LogBridge, *, use_extra_buffers: bool, progress: ProgressCallback | None) -> int:

@@ -7,29 +7,31 @@ chain gets an array of those. Arithmetic, random numbers and the order of the st
 
 from __future__ import annotations
 
-import ctypes
+import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wasi_nn_backend.errors import RuntimeFailure
 from wasi_nn_backend.llama.bindings import native
 from wasi_nn_backend.llama.candidates import Candidates, search
-from wasi_nn_backend.llama.chain import build_chain, check_largest_logit, check_token, native_context
+from wasi_nn_backend.llama.chain import check_largest_logit, check_token, native_context
 from wasi_nn_backend.llama.context import NativeContext
-from wasi_nn_backend.llama.interface import Context, Greedy, LogitBias, Penalties, SamplerStage, TopK
+from wasi_nn_backend.llama.interface import Context
+from wasi_nn_backend.llama.links import LinkMaker
 from wasi_nn_backend.llama.owner import Owner, Resource
+from wasi_nn_backend.llama.stages import Dry, Greedy, LogitBias, Penalties, SamplerStage, TopK
+from wasi_nn_backend.llama.token_array import TokenArray, no_token_left
 
 __all__ = ["ReducedSampler"]
 
 _Logits = npt.NDArray[np.float32]
 _Tokens = npt.NDArray[np.intp]
 
-#: ``llama_token_data``.
-_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+#: The stages that change tokens' logits one by one, by what was said before and nothing else: what they do to some of
+#: the tokens is what they do to those among all.
+_Changing = LogitBias | Penalties | Dry
 
 #: A larger top-k leaves so much to llama.cpp that finding it beforehand is no gain.
 _MAX_TOP_K = 256
@@ -47,16 +49,17 @@ class ReducedSampler(Owner):
     Not thread-safe; different samplers may sample one step's rows in parallel.
     """
 
-    def __init__(self, model: Resource, n_vocab: int, stages: Sequence[SamplerStage]) -> None:
-        changing = [stage for stage in stages if isinstance(stage, LogitBias | Penalties)]
+    def __init__(self, links: LinkMaker, stages: Sequence[SamplerStage]) -> None:
+        changing = _leading_changes(stages)
         choosing = stages[len(changing) :]
         # Two chains in a chain, so that they have one owner, and ``accept`` and ``reset`` reach all links.
-        chain = build_chain([], n_vocab)
-        super().__init__(Resource("a sampler", chain, native.llama_sampler_free, parent=model))
-        self._changing, self._choosing = build_chain(changing, n_vocab), build_chain(choosing, n_vocab)
+        chain = links.chain([])
+        super().__init__(Resource("a sampler", chain, native.llama_sampler_free, parent=links.model))
+        self._changing = links.chain(changing)
         native.llama_sampler_chain_add(chain, self._changing)
+        self._choosing = links.chain(choosing)
         native.llama_sampler_chain_add(chain, self._choosing)
-        self._n_vocab = n_vocab
+        self._n_vocab = n_vocab = links.n_vocab
         self._changes_logits = bool(changing)
         self._changed = _ChangedTokens(changing)
         # llama.cpp's greedy takes the first of equals: there the candidates have to ascend, and ties do not matter.
@@ -64,25 +67,21 @@ class ReducedSampler(Owner):
         self._n_top = choosing[0].k if isinstance(choosing[0], TopK) else 1
         # Penalised tokens are often among the most probable, and then they do not count.
         self._n_sought = min(self._n_top + (self._n_top // 2 + 8 if changing else 0), n_vocab)
-        self._array = _TokenArray(4 * self._n_top + 64)
+        self._array = TokenArray(4 * self._n_top + 64)
 
     @staticmethod
     def suits(stages: Sequence[SamplerStage], n_vocab: int) -> bool:
-        """Whether the chain is [LogitBias], [Penalties], TopK, ..., or the same with Greedy for all that follows.
+        """Whether the chain begins with stages that change single logits, of which a small TopK or Greedy chooses.
 
-        The top-k must be small. A token with two biases is left to the whole chain: among a part of the vocabulary
-        llama.cpp applies only the first of them.
+        After a TopK may come anything, since it sees what it would see anyway. Any other stage before one looks at the
+        whole distribution, or makes equals of different logits as a temperature can, and leaves the chain whole. So
+        does a token with two biases: among a part of the vocabulary llama.cpp applies only the first of them.
         """
-        kinds = [type(stage) for stage in stages]
-        n_changing = next((n for n, kind in enumerate(kinds) if kind not in (LogitBias, Penalties)), len(kinds))
-        if kinds[:n_changing] not in ([], [LogitBias], [Penalties], [LogitBias, Penalties]):
-            return False
-        if LogitBias in kinds[n_changing:] or Penalties in kinds[n_changing:]:
-            return False
-        tokens = [token for stage in stages if isinstance(stage, LogitBias) for token, _ in stage.biases]
+        changing = _leading_changes(stages)
+        tokens = [token for stage in changing if isinstance(stage, LogitBias) for token, _ in stage.biases]
         if len(tokens) > _MAX_BIASES or len(tokens) != len(set(tokens)):
             return False
-        match stages[n_changing]:
+        match stages[len(changing)]:
             case Greedy():
                 return True
             case TopK(k):
@@ -91,25 +90,42 @@ class ReducedSampler(Owner):
                 return False
 
     def sample(self, context: Context, row: int) -> int:
-        """Raises ``RuntimeFailure`` when the logits, or what penalties and biases make of them, are not numbers."""
+        """Raises ``RuntimeFailure`` when the logits, or what biases and penalties make of them, are not numbers,
+        or when no token is left to choose."""
         context = native_context(context)
         with self._native() as chain, context.pointer():
             token = self._choose(context, row)
-            native.llama_sampler_accept(chain, token)
-            self._changed.record(token)
+            self._record(chain, token)
             return token
+
+    def choose(self, context: Context, row: int) -> int:
+        """``sample`` without recording the token."""
+        context = native_context(context)
+        with self._native(), context.pointer():
+            return self._choose(context, row)
+
+    def choose_among(self, tokens: npt.NDArray[np.int32], logits: _Logits) -> int:
+        """The same from a part of the vocabulary, given as parallel arrays with ascending tokens."""
+        with self._native():
+            array = TokenArray(len(tokens))  # not kept: 12 bytes a token are megabytes
+            array.fill(tokens, logits)
+            self._change(array)
+            return array.chosen_by(self._choosing)
 
     def accept(self, token: int) -> None:
         """Raises ``InvalidArgument`` for a token outside of the vocabulary."""
         check_token(token, self._n_vocab)
         with self._native() as chain:
-            native.llama_sampler_accept(chain, token)
-            self._changed.record(token)
+            self._record(chain, token)
 
     def reset(self) -> None:
         with self._native() as chain:
             native.llama_sampler_reset(chain)
             self._changed.clear()
+
+    def _record(self, chain: int, token: int) -> None:
+        native.llama_sampler_accept(chain, token)
+        self._changed.record(token)
 
     def _choose(self, context: NativeContext, row: int) -> int:
         found = context.candidates(row, self._n_sought)
@@ -122,13 +138,10 @@ class ReducedSampler(Owner):
             logits = self._change(self._array)
             if self._greedy or _top_is_strict(logits, self._n_top):
                 return self._array.chosen_by(self._choosing)
-        everything = _TokenArray(self._n_vocab)  # not kept: 12 bytes a token are megabytes
-        everything.fill(np.arange(self._n_vocab), context.logits(row))
-        self._change(everything)
-        return everything.chosen_by(self._choosing)
+        return self.choose_among(np.arange(self._n_vocab, dtype=np.int32), context.logits(row))
 
     def _fill_changed(self, found: Candidates, logits: _Logits) -> bool:
-        """Put all tokens into the array that may be in the top-k after biases and penalties. False: they are too many.
+        """Put all tokens into the array that may be in the top-k after the changes. False: they are too many.
 
         Whatever the changed logits become, ``n_top`` unchanged ones are larger than any that is left out.
         """
@@ -142,27 +155,40 @@ class ReducedSampler(Owner):
         self._array.fill(tokens, logits[tokens])
         return True
 
-    def _change(self, array: _TokenArray) -> _Logits:
-        """Apply biases and penalties; returns the logits."""
+    def _change(self, array: TokenArray) -> _Logits:
+        """Apply biases, penalties and DRY; returns the logits."""
         if self._changes_logits:
             array.apply(self._changing)
         logits = array.logits
-        check_largest_logit(float(logits.max()))
+        largest = float(logits.max())
+        if largest == -math.inf:
+            raise no_token_left()
+        check_largest_logit(largest)
         return logits
 
 
-class _ChangedTokens:
-    """The tokens whose logits biases and penalties change: those with a bias and those in the penalties' window."""
+def _leading_changes(stages: Sequence[SamplerStage]) -> list[_Changing]:
+    """The stages at the beginning of a chain that change single logits."""
+    changing: list[_Changing] = []
+    for stage in stages:
+        if not isinstance(stage, LogitBias | Penalties | Dry):
+            break
+        changing.append(stage)
+    return changing
 
-    def __init__(self, stages: Sequence[LogitBias | Penalties]) -> None:
+
+class _ChangedTokens:
+    """The tokens whose logits may be changed: those with a bias and those in the longest window of penalties or DRY."""
+
+    def __init__(self, stages: Sequence[_Changing]) -> None:
         self._biased = [token for stage in stages if isinstance(stage, LogitBias) for token, _ in stage.biases]
-        self._n_window = max((stage.last_n for stage in stages if isinstance(stage, Penalties)), default=0)
+        self._n_window = max((stage.last_n for stage in stages if isinstance(stage, Penalties | Dry)), default=0)
         self._window: deque[int] = deque()
         self._counts: dict[int, int] = {}  # how often each of these is in the list of biases or the window
         self.clear()
 
     def record(self, token: int) -> None:
-        """Move the window on, as ``llama_sampler_penalties_accept`` does."""
+        """Move the window on, as llama.cpp's samplers do."""
         if not self._n_window:
             return
         self._window.append(token)
@@ -180,47 +206,6 @@ class _ChangedTokens:
     def tokens(self) -> _Tokens:
         """Each once, in no order."""
         return np.fromiter(self._counts, dtype=np.intp, count=len(self._counts))
-
-
-class _TokenArray:
-    """A ``llama_token_data_array`` in memory that is reused, and grows when it has to."""
-
-    def __init__(self, n_tokens: int) -> None:
-        self._native: Any = native.llama_token_data_array()
-        self._reference = ctypes.byref(self._native)
-        self._n = 0
-        self._reserve(n_tokens)
-
-    def fill(self, tokens: _Tokens, logits: _Logits) -> None:
-        self._n = len(tokens)
-        if self._n > len(self._data):
-            self._reserve(2 * self._n)
-        self._ids[: self._n] = tokens
-        self._logits[: self._n] = logits
-        self._p[: self._n] = 0.0
-        self._native.size = self._n
-        self._native.selected = -1
-        self._native.sorted = False
-
-    def _reserve(self, n_tokens: int) -> None:
-        self._data = np.zeros(n_tokens, dtype=_TOKEN_DATA)
-        self._ids, self._logits, self._p = self._data["id"], self._data["logit"], self._data["p"]
-        self._native.data = ctypes.cast(self._data.ctypes.data, type(self._native.data))
-
-    @property
-    def logits(self) -> _Logits:
-        """A view, in the order of the tokens until a link of the chain sorts them."""
-        return self._logits[: self._n]
-
-    def apply(self, sampler: Any) -> None:
-        native.llama_sampler_apply(sampler, self._reference)
-
-    def chosen_by(self, sampler: Any) -> int:
-        self.apply(sampler)
-        selected = self._native.selected
-        if not 0 <= selected < self._native.size:
-            raise RuntimeFailure("llama.cpp's sampler chain chose no token; report the sampling settings as a bug")
-        return int(self._ids[selected])
 
 
 def _top_is_strict(logits: _Logits, n_top: int) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import cached_property
 
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
+from wasi_nn_backend.grammar import TokenTable
 from wasi_nn_backend.llama.bindings import native
 from wasi_nn_backend.llama.log_bridge import LogBridge
 from wasi_nn_backend.llama.owner import Hold, Resource
@@ -45,6 +47,37 @@ class NativeVocabulary:
         """Found by asking for every token, about 0.2 s per million, on first use."""
         with Hold(self._model):
             return tuple(token for token in range(self._n_tokens) if native.llama_vocab_is_eog(self._vocab, token))
+
+    @cached_property
+    def suppressed_tokens(self) -> tuple[int, ...]:
+        """``tokenizer.ggml.suppress_tokens`` of the model's file."""
+        n_tokens = ctypes.c_int32()
+        with Hold(self._model):
+            tokens = native.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n_tokens))
+            return tuple(tokens[: n_tokens.value]) if n_tokens.value else ()
+
+    @cached_property
+    def control_texts(self) -> frozenset[str]:
+        """Found by asking for every token, on first use. An unknown token's spelling is parsed as a control token's."""
+        mask = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
+        attributes = native.llama_vocab_get_attr
+        with Hold(self._model):
+            found = [token for token in range(self._n_tokens) if attributes(self._vocab, token) & mask]
+            return frozenset(text for token in found if (text := self._text(token)))
+
+    @cached_property
+    def token_table(self) -> TokenTable:
+        """Some 0.3 s for 49,000 tokens, on first use."""
+        return TokenTable(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        """``piece`` of every token, faster than one by one."""
+        capacity = 256
+        buffer = ctypes.create_string_buffer(capacity)
+        with Hold(self._model):
+            for token in range(self._n_tokens):
+                n = native.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, False)
+                yield buffer.raw[:n] if n >= 0 else self.piece(token, special=False)
 
     def _text(self, token: int) -> str:
         if token == _NO_TOKEN:

@@ -7,7 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FinishReason", "RunMetadata"]
+from wasi_nn_backend.output.tool_calls import ToolCall
+
+__all__ = ["FinishReason", "PositionProbabilities", "RunMetadata", "TokenProbability"]
 
 
 class FinishReason(enum.Enum):
@@ -16,10 +18,35 @@ class FinishReason(enum.Enum):
     STOP = "stop"  # the model ended it
     STOP_STRING = "stop_string"
     LENGTH = "length"
-    TIME = "timeout"
+    TIME = "time_limit"  # of generating: the text is the answer
+    TIMEOUT = "timeout"  # of the task: an error
     CONTEXT_FULL = "context_full"
     CANCELLED = "cancelled"
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenProbability:
+    """``text`` has U+FFFD for a part of a character."""
+
+    token: int
+    text: str
+    probability: float
+
+    def shown(self) -> dict[str, Any]:
+        """Seven digits are what the model's own arithmetic has."""
+        return {"token": self.token, "text": self.text, "probability": float(f"{self.probability:.7g}")}
+
+
+@dataclass(frozen=True, slots=True)
+class PositionProbabilities:
+    """One position of the output: the token that was chosen, and the most probable ones, which may include it."""
+
+    chosen: TokenProbability
+    top: tuple[TokenProbability, ...]
+
+    def shown(self) -> dict[str, Any]:
+        return {**self.chosen.shown(), "top": [token.shown() for token in self.top]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +64,9 @@ class RunMetadata:
     n_tokens_recomputed: int = 0
     time_to_first_token_ms: float | None = None
     duration_ms: float | None = None
+    probabilities: tuple[PositionProbabilities, ...] | None = None  # None: they were not asked for
+    reasoning: str | None = None  # None: it was not asked for
+    tool_calls: tuple[ToolCall, ...] | None = None  # None: there are no tools
 
     def core(self) -> dict[str, Any]:
         """The four keys that WasmEdge's modules index, in its order."""
@@ -48,7 +78,9 @@ class RunMetadata:
         }
 
     def full(self) -> dict[str, Any]:
-        return self.core() | {
+        """All of it. ``probabilities``, one entry for each output token, ``reasoning`` and ``tool_calls`` are there if
+        they were asked for."""
+        figures = self.core() | {
             "finish_reason": None if self.finish_reason is None else self.finish_reason.value,
             "reused_tokens": self.n_tokens_reused,
             "shared_tokens": self.n_tokens_shared,
@@ -57,6 +89,13 @@ class RunMetadata:
             "time_to_first_token_ms": self.time_to_first_token_ms,
             "duration_ms": self.duration_ms,
         }
+        if self.probabilities is not None:
+            figures["probabilities"] = [position.shown() for position in self.probabilities]
+        if self.reasoning is not None:
+            figures["reasoning"] = self.reasoning
+        if self.tool_calls is not None:
+            figures["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in self.tool_calls]
+        return figures
 
     def to_json(self, *, core_only: bool = False) -> bytes:
         """JSON with a space after each comma and colon, as WasmEdge writes it: guests compare such text."""

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from wasi_nn_backend.scheduler.plan import Chunk, StepPlan
 from wasi_nn_backend.scheduler.request import Request, RequestState
-from wasi_nn_backend.scheduler.scheduler import Scheduler
+from wasi_nn_backend.scheduler.scheduler import Scheduler, SchedulingRules
 
-__all__ = ["Chunk", "Request", "RequestState", "Scheduler", "StepPlan"]
+__all__ = ["Chunk", "Request", "RequestState", "Scheduler", "SchedulingRules", "StepPlan"]

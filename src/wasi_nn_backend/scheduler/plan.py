@@ -23,10 +23,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """``operations`` come first, in their order, then one decode of all ``chunks``, in the order of their streams."""
+    """``operations`` come first, in their order, then one decode of all ``chunks``, in the order of their streams.
+
+    ``started`` are requests that left the queue for the first time.
+    """
 
     operations: tuple[KvOperation, ...]
     chunks: tuple[Chunk, ...]
+    started: tuple[Request, ...] = ()
 
     def streams(self) -> set[int]:
         """Every stream that the plan touches."""

@@ -12,7 +12,7 @@ __all__ = ["Request", "RequestState"]
 
 class RequestState(enum.Enum):
     """waiting -> running -> finished; running -> paused -> waiting, when its consumer does not keep up; running ->
-    waiting, when it is interrupted for lack of cells."""
+    waiting, when it is interrupted for somebody else."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -30,7 +30,8 @@ class Request:
 
     ``salt`` keeps tenants apart: prefixes are shared only among equal ones.
 
-    ``priority`` and ``arrival`` (set by the scheduler) say who is interrupted first: the lowest, and of those the last.
+    ``priority`` is 0 for the lowest. ``user`` is whose share of the batch it takes. ``arrival`` is the scheduler's.
+    ``has_started`` stays true when it is interrupted.
 
     ``credit_tokens`` is how many tokens may be generated before the consumer asks for more; None is no limit.
     """
@@ -41,7 +42,9 @@ class Request:
     credit_tokens: int | None = None
     salt: str = ""
     priority: int = 0
+    user: str = ""
     arrival: int = 0
+    has_started: bool = False
     n_interruptions: int = 0
     n_tokens_prompt: int = 0
     n_tokens_generated: int = 0

@@ -9,51 +9,93 @@ the highest is never interrupted, so somebody always gets to an end.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from wasi_nn_backend.kvcache import Assignment, KvOperation, StreamPool, common_prefix_length
+from wasi_nn_backend.scheduler.contention import last_to_be_served, victim_for
+from wasi_nn_backend.scheduler.fairness import FairShares
 from wasi_nn_backend.scheduler.plan import Chunk, StepPlan
+from wasi_nn_backend.scheduler.queue import RequestQueue
 from wasi_nn_backend.scheduler.request import Request, RequestState
 
-__all__ = ["Scheduler"]
+__all__ = ["Scheduler", "SchedulingRules"]
+
+
+#: Prompts are computed best in pieces of at least so many tokens.
+_N_TOKENS_STEP_MIN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingRules:
+    """``n_batch`` is the most tokens of a step, ``n_running_max`` the most requests that share one (None: as many as
+    there are streams). Without ``uses_priorities`` all are equal; without ``shares_fairly`` users are not told apart.
+    """
+
+    n_batch: int
+    n_running_max: int | None = None
+    uses_priorities: bool = True
+    shares_fairly: bool = True
 
 
 class Scheduler:
-    """First come, first served, over the streams of a pool. Not thread-safe: the engine's thread owns it.
+    """Gives requests streams of a pool and fills batches. Not thread-safe: the engine's thread owns it."""
 
-    ``n_batch`` is the most tokens of a step, ``n_running_max`` the most requests that share one (None: as many as there
-    are streams).
-    """
-
-    def __init__(self, pool: StreamPool, n_batch: int, n_running_max: int | None = None) -> None:
+    def __init__(self, pool: StreamPool, rules: SchedulingRules) -> None:
         self._pool = pool
-        self._n_batch = n_batch
-        self._n_running_max = n_running_max or pool.n_streams
+        self._rules = rules
+        self._n_batch = rules.n_batch
+        self._n_running_max = min(rules.n_running_max or pool.n_streams, pool.n_streams)
         self._n_added = 0
-        self._waiting: deque[Request] = deque()
+        self._shares = FairShares() if rules.shares_fairly else None
+        self._queue = RequestQueue(self._shares)
         self._running: list[Request] = []
+        self._started: list[Request] = []  # for the first time, since the last plan
+        self._n_tokens_to_look = 0  # until those who wait are compared with those who run again
 
     @property
     def has_work(self) -> bool:
         """Whether ``plan`` would find something to decode."""
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._queue)
 
     @property
     def is_about_to_begin(self) -> bool:
         """Whether requests wait and none runs: the only moment at which waiting for more delays none who generates."""
-        return bool(self._waiting) and not self._running
+        return bool(self._queue) and not self._running
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Tokens served to each user who has a request here; empty where users are not told apart."""
+        return {} if self._shares is None else self._shares.by_user()
+
+    def raised_priority(self, request: Request) -> int:
+        """A request's priority with what it has risen while waiting."""
+        return self._queue.priority(request)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def n_running(self) -> int:
+        return len(self._running)
 
     def add(self, request: Request) -> None:
         self._n_added += 1
         request.arrival = self._n_added
-        request.state = RequestState.WAITING
-        self._waiting.append(request)
+        if not self._rules.uses_priorities:
+            request.priority = 0
+        if self._shares is not None:
+            self._shares.enter(request)
+        self._wait(request)
 
     def plan(self) -> StepPlan:
         """Admit what fits, then fill one batch."""
         operations = [*self._admit(), *self._secure_cells()]
         n_left = self._n_batch
+        if self._shares is not None and self._queue and len(self._running) == self._n_running_max:
+            # So much sooner can a place be given to somebody else; shorter steps would cost speed.
+            n_left = min(n_left, max(n_left // 4, _N_TOKENS_STEP_MIN))
         if (n_cells_free := self._pool.n_cells_free) is not None:
             n_left = max(1, min(n_left, n_cells_free))  # at least one: llama.cpp has the last word on its cells
         generating = [r for r in self._running if r.n_tokens_pending == 1]
@@ -61,6 +103,8 @@ class Scheduler:
             generating = generating[:n_left]
             self._running = [r for r in self._running if r not in generating] + generating
         prompting = [r for r in self._running if r.n_tokens_pending > 1]
+        if (shares := self._shares) is not None:
+            prompting.sort(key=lambda request: shares.n_tokens_of(request.user))
         chunks = []
         for request in (*generating, *prompting):
             if n_left == 0:
@@ -71,13 +115,17 @@ class Scheduler:
         # llama.cpp computes streams together only where their ids follow on each other: any other order of the batch
         # falls apart into one pass over the weights a stream.
         chunks.sort(key=lambda chunk: chunk.stream)
-        return StepPlan(tuple(operations), tuple(chunks))
+        self._n_tokens_to_look -= sum(chunk.n_tokens for chunk in chunks)
+        started, self._started = tuple(self._started), []
+        return StepPlan(tuple(operations), tuple(chunks), started)
 
     def commit(self, chunk: Chunk) -> None:
         """A chunk was decoded: its tokens are in the cache."""
         request = chunk.request
         end = request.n_tokens_computed + chunk.n_tokens
         self._pool.append(chunk.stream, request.tokens[request.n_tokens_computed : end])
+        if self._shares is not None:
+            self._shares.serve(request, chunk.n_tokens)
         request.n_tokens_computed = end
 
     def append_sampled(self, request: Request, token: int) -> None:
@@ -96,9 +144,7 @@ class Scheduler:
             return
         request.credit_tokens += n_tokens
         if request.state is RequestState.PAUSED and request.credit_tokens > 0:
-            # In front: it was served before those that wait now, and most often finds its stream as it left it.
-            request.state = RequestState.WAITING
-            self._waiting.appendleft(request)
+            self._wait(request)
 
     def shift(self, request: Request, n_keep: int, n_discard: int) -> None:
         """Cut ``n_discard`` tokens out of a running request's window, behind its first ``n_keep``."""
@@ -123,13 +169,20 @@ class Scheduler:
         left, for which nothing more can be done."""
         if evicted := self._pool.evict_idle():
             return evicted
-        return self._interrupt() if len(self._running) > 1 else None
+        if len(self._running) < 2:
+            return None
+        request = last_to_be_served(self._running)
+        self._interrupt(request)
+        return self._pool.evict(request.session_id)
 
     def finish(self, request: Request) -> None:
         """The request is over; its tokens stay cached for the session. Idempotent."""
-        if request.state is RequestState.WAITING:
-            self._waiting.remove(request)
+        if request.state is RequestState.FINISHED:
+            return
+        self._queue.remove(request)
         self._leave_stream(request)
+        if self._shares is not None:
+            self._shares.leave(request)
         request.state = RequestState.FINISHED
 
     def restart(self, stream: int) -> None:
@@ -140,28 +193,44 @@ class Scheduler:
                 request.n_tokens_computed = 0
                 request.n_tokens_reused = request.n_tokens_shared = 0
 
+    def _wait(self, request: Request) -> None:
+        request.state = RequestState.WAITING
+        self._queue.add(request)
+        self._n_tokens_to_look = 0
+
     def _admit(self) -> list[KvOperation]:
-        """Start waiting requests while streams can be had; returns what must be done to those first."""
+        """Start waiting requests while places can be had, free ones or those of others who can wait better; returns
+        what must be done to the cache first."""
         operations: list[KvOperation] = []
-        for request in list(self._waiting):
-            if self._pool.runs(request.session_id):
-                continue  # one sequence a session: this one goes on where the other stops, and lets the next pass
-            if len(self._running) >= self._n_running_max:
-                break
-            if self._waits_for_prefix(request):
-                continue
-            room = self._find_room(request)
-            assignment = (
-                self._pool.assign(request.session_id, request.tokens, request.salt) if room is not None else None
-            )
-            if room is None or assignment is None:
-                break
-            operations += room
-            self._waiting.remove(request)
-            self._start(request, assignment)
-            operations += assignment.operations
+        if self._queue and self._n_tokens_to_look <= 0:
+            self._n_tokens_to_look = self._n_batch // 8
+            for request in self._queue.in_order():
+                if self._pool.runs(request.session_id):
+                    continue  # one sequence a session: this one goes on where the other stops, and lets the next pass
+                if self._waits_for_prefix(request):
+                    self._n_tokens_to_look = 0  # that may be over after any step
+                elif not self._place_for(request, operations):
+                    break
         operations += self._pool.enforce_limits()
         return operations
+
+    def _place_for(self, request: Request, operations: list[KvOperation]) -> bool:
+        """Start a request. False, with nobody interrupted, where there is no place for it now."""
+        if len(self._running) >= self._n_running_max:
+            victim = victim_for(request, self._running, self._shares, self._n_batch // 8)
+            if victim is None:
+                return False
+            self._interrupt(victim)
+        room = self._find_room(request)
+        if room is None:
+            return False
+        operations += room
+        assignment = self._pool.assign(request.session_id, request.tokens, request.salt)
+        if assignment is None:
+            return False
+        self._start(request, assignment)
+        operations += assignment.operations
+        return True
 
     def _find_room(self, request: Request) -> Sequence[KvOperation] | None:
         """What gives a request the cells it needs beside those who run, or None while they need them."""
@@ -186,14 +255,11 @@ class Scheduler:
             operations += room
         return operations
 
-    def _interrupt(self) -> tuple[KvOperation, ...]:
-        """Send a running request back to wait, in front, with its cells in host memory where there is room."""
-        request = min(self._running, key=lambda each: (each.priority, -each.arrival))
+    def _interrupt(self, request: Request) -> None:
+        """Send a running request back to wait. Its cells stay where they are until somebody needs them."""
         self._leave_stream(request)
-        request.state = RequestState.WAITING
         request.n_interruptions += 1
-        self._waiting.appendleft(request)
-        return self._pool.evict(request.session_id)
+        self._wait(request)
 
     def _waits_for_prefix(self, request: Request) -> bool:
         """Whether somebody who runs is about to have computed more of this prompt than is cached: a system prompt is
@@ -212,7 +278,10 @@ class Scheduler:
 
     def _start(self, request: Request, assignment: Assignment) -> None:
         request.stream = assignment.stream
-        if request.n_tokens_generated == 0:
+        self._queue.start(request)
+        if not request.has_started:
+            self._started.append(request)
+            request.has_started = True
             request.n_tokens_reused = assignment.n_tokens_reused
             request.n_tokens_shared = assignment.n_tokens_shared
         else:
@@ -220,12 +289,17 @@ class Scheduler:
         request.n_tokens_computed = assignment.n_tokens_reused
         request.state = RequestState.RUNNING
         self._running.append(request)
+        if self._shares is not None:
+            self._shares.take_place(request)
 
     def _leave_stream(self, request: Request) -> None:
         if request.stream is not None:
             self._running.remove(request)
             self._pool.release(request.stream)
             request.stream = None
+            if self._shares is not None:
+                self._shares.leave_place(request)
+            self._n_tokens_to_look = 0  # there is a place
 
     def _chunk(self, request: Request, n_tokens: int) -> Chunk:
         if request.stream is None:

@@ -7,10 +7,12 @@ from wasi_nn_backend.session.embedding import EmbeddingRun, embed_texts
 from wasi_nn_backend.session.run import AnyRun, Run, count_prompt_tokens, start_run
 from wasi_nn_backend.session.saved import SavedSession, model_fingerprint, read_session, write_session
 from wasi_nn_backend.session.session import Prompt, Session
+from wasi_nn_backend.session.templates import ChatTemplates
 
 __all__ = [
     "AnyRun",
     "ChatTemplate",
+    "ChatTemplates",
     "EmbeddingRun",
     "Message",
     "Prompt",

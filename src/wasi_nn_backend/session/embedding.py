@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -14,6 +15,8 @@ from wasi_nn_backend.output import FinishReason, RunMetadata, embedding_json
 from wasi_nn_backend.session.session import Prompt
 
 __all__ = ["EmbeddingRun", "embed_texts", "start_embedding"]
+
+_log = logging.getLogger(__name__)
 
 
 class EmbeddingRun:
@@ -52,6 +55,17 @@ class EmbeddingRun:
     def cancel(self) -> None:
         """Any thread; without effect when the run is over."""
         self._embedder.cancel(self._job)
+
+    def end(self, *, logs_at_info: bool) -> None:
+        """Stop it if it is not over, wait until it is, and log what it did."""
+        self.cancel()
+        self.wait()
+        _log.log(
+            logging.INFO if logs_at_info else logging.DEBUG,
+            "embedding of %d tokens, finish_reason=%s",
+            len(self.prompt.tokens),
+            "none" if self.finish_reason is None else self.finish_reason.value,
+        )
 
     def take_piece(self) -> bytes | None:
         """The whole output once it is there, then None."""

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+
 from wasi_nn_backend.config import Settings
+from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.engine import N_CELLS_RESERVED, EngineLease, Generation, GenerationLimits, ShiftPolicy
 from wasi_nn_backend.errors import PromptTooLong, UnsupportedOperation, WasiNNError
-from wasi_nn_backend.llama.interface import Penalties, Sampler
-from wasi_nn_backend.output import FinishReason, RunMetadata
-from wasi_nn_backend.sampling import build_stages
+from wasi_nn_backend.llama.interface import Model, Sampler
+from wasi_nn_backend.output import (
+    FinishReason,
+    ReasoningSplitter,
+    RunMetadata,
+    ToolCall,
+    parse_tool_calls,
+    split_reasoning,
+    tool_names,
+)
+from wasi_nn_backend.sampling import GrammarSampler, ProbabilityRecorder, build_stages, n_tokens_seen, open_grammar
 from wasi_nn_backend.scheduler import Request
 from wasi_nn_backend.session.embedding import EmbeddingRun, start_embedding
 from wasi_nn_backend.session.session import Prompt, Session
 
 __all__ = ["AnyRun", "Run", "count_prompt_tokens", "start_run"]
+
+_log = logging.getLogger(__name__)
+
+_PRIORITIES = ("low", "normal", "high", "urgent")
 
 #: How many tokens a token-by-token run may be ahead of its caller, so that the callers' steps can still be batched, and
 #: after how many taken ones the engine is told. Ahead by more would waste work when the caller stops early.
@@ -21,14 +36,21 @@ N_TOKENS_PER_GRANT = 4
 
 
 class Run:
-    """A generation, the lease that keeps its engine alive, and how much of it the caller has taken."""
+    """A generation, the lease that keeps its engine alive, and how much of it the caller has taken.
 
-    def __init__(self, generation: Generation, lease: EngineLease, prompt: Prompt, *, single: bool) -> None:
+    What callers see is the answer: without the model's reasoning, unless ``settings.reasoning`` keeps it there.
+    """
+
+    def __init__(
+        self, generation: Generation, lease: EngineLease, prompt: Prompt, settings: SessionSettings, *, single: bool
+    ) -> None:
         self.prompt = prompt
         self.last_piece = b""
         self.is_single = single
         self._generation = generation
         self._lease = lease
+        self._settings = settings
+        self._splitter = None if settings.reasoning == "keep" else ReasoningSplitter(is_open=prompt.opens_reasoning)
         self._taken = bytearray()
         self._n_tokens_taken = 0
 
@@ -39,7 +61,10 @@ class Run:
     @property
     def text(self) -> bytes:
         """What was generated, or taken in a token-by-token run, which is a little ahead of its caller."""
-        return bytes(self._taken) if self.is_single else self._generation.text
+        if self.is_single:
+            return bytes(self._taken)
+        text = self._generation.text
+        return text if self._splitter is None else self._split(text)[0]
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -52,19 +77,37 @@ class Run:
         """Any thread; without effect when the run is over."""
         self._lease.engine.cancel(self._generation)
 
+    def end(self, *, logs_at_info: bool) -> None:
+        """Stop it if it still runs, wait until it is over, and log what it did."""
+        self.cancel()
+        self.wait()
+        request, generation = self._generation.request, self._generation
+        _log.log(
+            logging.INFO if logs_at_info else logging.DEBUG,
+            "context %d: %d tokens of prompt, %d of them cached, %d tokens of text in %.0f ms, finish_reason=%s",
+            request.session_id,
+            request.n_tokens_prompt,
+            request.n_tokens_reused + request.n_tokens_shared,
+            generation.n_tokens_output,
+            ((generation.finished_s or generation.submitted_s) - generation.submitted_s) * 1000,
+            "none" if generation.finish_reason is None else generation.finish_reason.value,
+        )
+
     def take_piece(self) -> bytes | None:
         """The next token's text (perhaps empty), waiting for it; None when the run is over."""
         piece = self._generation.next_piece()
         if piece is None:
-            self.last_piece = b""
-            return None
-        self.last_piece = piece.text
+            rest = b"" if self._splitter is None else self._splitter.finish()
+            self.last_piece = rest
+            self._taken += rest
+            return rest or None
+        self.last_piece = piece.text if self._splitter is None else self._splitter.feed(piece.text)
         if self.is_single:
-            self._taken += piece.text
+            self._taken += self.last_piece
             self._n_tokens_taken += 1
             if self._n_tokens_taken % N_TOKENS_PER_GRANT == 0 and not self._generation.done:
                 self._lease.engine.grant(self._generation, N_TOKENS_PER_GRANT)
-        return piece.text
+        return self.last_piece
 
     def raise_error(self) -> None:
         """Raise what ended the run early, as an exception of the caller's own: others may have got the same."""
@@ -72,11 +115,30 @@ class Run:
         if error is not None:
             raise type(error)(str(error)) from error
 
+    def _split(self, text: bytes) -> tuple[bytes, bytes]:
+        """(answer, reasoning)"""
+        return split_reasoning(text, is_open=self.prompt.opens_reasoning)
+
+    def _reasoning(self) -> str | None:
+        if self._settings.reasoning != "separate" or self._splitter is None:
+            return None
+        reasoning = self._splitter.reasoning if self.is_single else self._split(self._generation.text)[1]
+        return reasoning.decode(errors="replace")
+
+    def _tool_calls(self) -> tuple[ToolCall, ...] | None:
+        """Not out of the reasoning, where a model only thinks of calling. None where there are neither tools nor calls:
+        a prompt in raw mode may tell of tools too."""
+        answer = self.text if self._splitter is not None else self._split(self.text)[0]
+        calls = parse_tool_calls(answer.decode(errors="replace"), tool_names(self._settings.tools))
+        return calls if calls or self._settings.tools else None
+
     def metadata(self, build_number: int, build_commit: str) -> RunMetadata:
         generation = self._generation
         n_tokens_output = generation.n_tokens_output
         if self.is_single:
             n_tokens_output = min(n_tokens_output, self._n_tokens_taken)
+        recorder = generation.sampler
+        probabilities = recorder.positions(n_tokens_output) if isinstance(recorder, ProbabilityRecorder) else None
         start_s, first_s, end_s = generation.submitted_s, generation.first_token_s, generation.finished_s
         return RunMetadata(
             n_tokens_input=generation.request.n_tokens_prompt,
@@ -90,6 +152,9 @@ class Run:
             n_tokens_recomputed=generation.request.n_tokens_recomputed,
             time_to_first_token_ms=None if first_s is None else round((first_s - start_s) * 1000, 3),
             duration_ms=None if end_s is None else round((end_s - start_s) * 1000, 3),
+            probabilities=probabilities,
+            reasoning=self._reasoning(),
+            tool_calls=self._tool_calls(),
         )
 
 
@@ -120,8 +185,8 @@ def start_run(
 ) -> AnyRun:
     """Submit a session's pending prompt to the leased engine, which the run then owns.
 
-    Raises ``InvalidArgument`` (no prompt, a template's refusal), ``PromptTooLong`` and ``UnsupportedOperation``
-    (``single`` in embedding mode); the lease is the caller's then.
+    Raises ``InvalidArgument`` (no prompt, a template's refusal, a grammar that cannot be used), ``PromptTooLong`` and
+    ``UnsupportedOperation`` (``single`` in embedding mode); the lease is the caller's then.
     """
     if settings.model.embedding:
         if single:
@@ -134,31 +199,35 @@ def start_run(
             f"the prompt has {len(prompt.tokens)} tokens and the context window {engine.n_ctx}, of which "
             f"{N_CELLS_RESERVED} stay free: shorten the prompt, start a new context or raise model.n_ctx"
         )
-    stages = build_stages(settings, model.vocabulary, engine.n_ctx)
-    sampler = model.create_sampler(stages)
-    for stage in stages:
-        if isinstance(stage, Penalties):
-            _accept_prompt(sampler, prompt.tokens[-stage.last_n :])
+    sampler = _open_sampler(model, settings, engine.n_ctx, prompt)
     request = Request(
         id=request_id,
         session_id=session.id,
         tokens=list(prompt.tokens),
         credit_tokens=N_TOKENS_AHEAD if single else None,
         salt=settings.session.cache_salt,
+        priority=_PRIORITIES.index(settings.task.priority),
+        user=settings.task.user_id or f"session {session.id}",
     )
-    generation = Generation(request, sampler, _limits(settings), streams=streams or single)
+    generation = Generation(request, sampler, _limits(settings, prompt, single=single), streams=streams or single)
     try:
         engine.submit(generation)
     except BaseException:
         sampler.close()
         raise
-    return Run(generation, lease, prompt, single=single)
+    return Run(generation, lease, prompt, settings.session, single=single)
 
 
-def _accept_prompt(sampler: Sampler, tokens: list[int]) -> None:
+def _open_sampler(model: Model, settings: Settings, n_ctx: int, prompt: Prompt) -> Sampler:
     """Repetition is punished from the prompt on, as llama.cpp's own programs do."""
-    for token in tokens:
+    stages = build_stages(settings, model.vocabulary, n_ctx)
+    grammar = open_grammar(settings.sampling, model.vocabulary)
+    plain = model.create_sampler(stages)
+    sampler: Sampler = plain if grammar is None else GrammarSampler(plain, grammar, model.vocabulary)
+    for token in prompt.tokens[max(0, len(prompt.tokens) - n_tokens_seen(stages)) :]:
         sampler.accept(token)
+    n_probs = settings.sampling.n_probs
+    return ProbabilityRecorder(sampler, model.vocabulary, n_probs) if n_probs else sampler
 
 
 def _shift_policy(settings: Settings) -> ShiftPolicy | None:
@@ -169,13 +238,17 @@ def _shift_policy(settings: Settings) -> ShiftPolicy | None:
     return ShiftPolicy(memory.n_keep_tokens, memory.n_discard_tokens)
 
 
-def _limits(settings: Settings) -> GenerationLimits:
-    stopping = settings.stopping
+def _limits(settings: Settings, prompt: Prompt, *, single: bool) -> GenerationLimits:
+    """A token-by-token run takes as long as its caller takes between the tokens: it has no time-out."""
+    stopping, timeout_ms = settings.stopping, settings.task.timeout_ms
+    if timeout_ms is None:
+        timeout_ms = settings.backend.default_task_timeout_ms
     stops = [stop.encode() for stop in (*stopping.stop, stopping.reverse_prompt) if stop]
     return GenerationLimits(
         n_tokens_max=None if stopping.max_tokens < 0 else stopping.max_tokens,
-        stops=tuple(stops),
+        stops=(*stops, *prompt.stops),
         duration_max_s=stopping.max_time_ms / 1000 if stopping.max_time_ms else None,
+        timeout_s=timeout_ms / 1000 if timeout_ms and not single else None,
         shift=_shift_policy(settings),
         keep_special=settings.session.special,
     )

@@ -5,36 +5,50 @@ The history is the truth; the KV cache only mirrors it. No engine is needed to r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.llama.interface import Model
-from wasi_nn_backend.session.chat import ChatTemplate, Message
+from wasi_nn_backend.output import opens_reasoning
+from wasi_nn_backend.session.chat import Message
+from wasi_nn_backend.session.control_text import tokenize_in_parts
+from wasi_nn_backend.session.templates import ChatTemplates
 from wasi_nn_backend.types import PromptMode
 
 __all__ = ["Prompt", "Session"]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one run computes. ``turn`` is the conversation up to it, in chat mode."""
+    """What one run computes. ``turn`` is the conversation up to it, in chat mode.
+
+    ``stops`` are byte strings that end an answer in the chat's format. ``opens_reasoning``: the prompt ends inside of a
+    reasoning block, so the answer begins there.
+    """
 
     tokens: list[int]
     turn: tuple[Message, ...] | None
+    stops: tuple[bytes, ...] = ()
+    opens_reasoning: bool = False
 
 
 class Session:
-    """Pending input and finished turns. Not thread-safe: its execution context serialises."""
+    """Pending input and finished turns. Not thread-safe: its execution context serialises. ``templates`` are those of
+    the model, which its sessions share."""
 
-    def __init__(self, session_id: int, default_mode: PromptMode) -> None:
+    def __init__(self, session_id: int, default_mode: PromptMode, templates: ChatTemplates | None = None) -> None:
         self.id = session_id
         self._default_mode = default_mode
         self._input: bytes | None = None
         self._messages: tuple[Message, ...] = ()  # before the pending input
         self._n_left_out = 0  # of the first messages, which no longer fit the window
         self._finished: tuple[Message, ...] | None = None  # with the pending input's answer, once there is one
-        self._templates: dict[str | None, ChatTemplate] = {}
+        self._templates = templates or ChatTemplates()
+        self._warned_of_tools = False
         self._prompt: tuple[Settings, Prompt] | None = None  # of the pending input, until it or the settings change
 
     @property
@@ -55,9 +69,9 @@ class Session:
 
     def copy(self, session_id: int) -> Session:
         """Another session that goes on from here."""
-        other = Session(session_id, self._default_mode)
+        other = Session(session_id, self._default_mode, self._templates)
         other._input, other._messages, other._finished = self._input, self._messages, self._finished
-        other._n_left_out, other._templates = self._n_left_out, self._templates
+        other._n_left_out = self._n_left_out
         return other
 
     @property
@@ -99,35 +113,34 @@ class Session:
             self._finished = (*prompt.turn, Message("assistant", answer.decode(errors="replace")))
 
     def _make_prompt(self, model: Model, settings: Settings, text: bytes, n_tokens_max: int) -> Prompt:
-        turn = None
         if settings.model.embedding or (settings.session.prompt_mode or self._default_mode) == "raw":
             tokens = model.vocabulary.tokenize(text, add_special=True, parse_special=True)
+            prompt = Prompt(tokens, None, opens_reasoning=opens_reasoning(text))
         else:
             turn = (*self._messages, Message("user", text.decode(errors="replace")))
-            tokens = self._chat_tokens(model, settings, turn[self._n_left_out :])
-            if len(tokens) > n_tokens_max and settings.memory.context_shifting:
-                while len(tokens) > n_tokens_max // 2 and self._n_left_out + 2 < len(turn):
+            prompt = self._chat_prompt(model, settings, turn)
+            if len(prompt.tokens) > n_tokens_max and settings.memory.context_shifting:
+                while len(prompt.tokens) > n_tokens_max // 2 and self._n_left_out + 2 < len(turn):
                     self._n_left_out += 2
-                    tokens = self._chat_tokens(model, settings, turn[self._n_left_out :])
-        if not tokens or (settings.model.embedding and not text):
+                    prompt = self._chat_prompt(model, settings, turn)
+        if not prompt.tokens or (settings.model.embedding and not text):
             raise InvalidArgument("the prompt is empty: it makes no tokens")
-        return Prompt(tokens, turn)
+        return prompt
 
-    def _chat_tokens(self, model: Model, settings: Settings, turn: tuple[Message, ...]) -> list[int]:
-        vocabulary = model.vocabulary
-        system = settings.session.system_prompt
-        rows = (Message("system", system), *turn) if system else turn
-        text = self._template(model, settings).render(rows)
+    def _chat_prompt(self, model: Model, settings: Settings, turn: tuple[Message, ...]) -> Prompt:
+        vocabulary, session = model.vocabulary, settings.session
+        template, control_texts = (
+            self._templates.get(model, session.chat_template),
+            self._templates.control_texts(model),
+        )
+        rows = [replace(message, content=control_texts.cut(message.content)) for message in turn[self._n_left_out :]]
+        if session.system_prompt:  # configuration, so its control tokens are meant
+            rows.insert(0, Message("system", session.system_prompt))
+        if session.tools and not template.shows_tools and not self._warned_of_tools:
+            self._warned_of_tools = True
+            _log.warning("the chat template has no place for session.tools: the model will not know of them")
+        text = template.render(rows, tools=session.tools, enable_thinking=session.enable_thinking)
         # Some templates write the beginning-of-sequence token themselves: two of them make a model ramble.
         begins_itself = bool(vocabulary.bos_text) and text.startswith(vocabulary.bos_text)
-        # A template can write half a surrogate pair, which has no UTF-8.
-        return vocabulary.tokenize(text.encode(errors="replace"), add_special=not begins_itself, parse_special=True)
-
-    def _template(self, model: Model, settings: Settings) -> ChatTemplate:
-        source = settings.session.chat_template or model.chat_template
-        template = self._templates.get(source)
-        if template is None:
-            vocabulary = model.vocabulary
-            template = ChatTemplate(source, bos_text=vocabulary.bos_text, eos_text=vocabulary.eos_text)
-            self._templates = {source: template}  # one is enough: a session rarely changes its template
-        return template
+        tokens = tokenize_in_parts(text, vocabulary, add_special=not begins_itself)
+        return Prompt(tokens, turn, template.stops, opens_reasoning(text.encode(errors="replace")))
