@@ -202,12 +202,23 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-def complaint(schema: Any, value: Any) -> str | None:
-    """What the reference implementation has against a value; None for one that fits. Formats count."""
+def is_schema(schema: Any) -> bool:
+    """Whether the reference implementation takes it for one: it does not check what it is not asked about."""
+    validator = _validator(schema)
+    return next(validator(validator.META_SCHEMA).iter_errors(schema), None) is None
+
+
+def complaint(schema: Any, value: Any, *, formats: bool = True) -> str | None:
+    """What the reference implementation has against a value; None for one that fits."""
+    validator = _validator(schema)
+    checker = validator.FORMAT_CHECKER if formats else None
+    error = next(validator(schema, format_checker=checker).iter_errors(value), None)
+    return None if error is None else str(error.message)
+
+
+def _validator(schema: Any) -> Any:
     try:
         jsonschema = import_module("jsonschema")
     except ImportError:
         missing("the package jsonschema is not installed; pip install -e '.[dev]'")
-    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    error = next(validator(schema, format_checker=validator.FORMAT_CHECKER).iter_errors(value), None)
-    return None if error is None else str(error.message)
+    return jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)

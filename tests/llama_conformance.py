@@ -303,6 +303,32 @@ class LlamaConformance:
         sampler.close()
         sampler.close()
 
+    def test_choosing_is_sampling_without_recording(self, model: Model, context: Context) -> None:
+        decode(context, self.tokens(model))
+        row = len(self.tokens(model)) - 1
+        stages = [Penalties(64, 1.0, 0.0, 1e3), Greedy()]
+        sampler = model.create_sampler(stages)
+        chosen = [sampler.choose(context, row) for _ in range(2)]
+        assert chosen[0] == chosen[1] == sampler.sample(context, row) != sampler.choose(context, row)
+
+    @pytest.mark.parametrize(
+        "stages",
+        [
+            [Greedy()],
+            [Penalties(64, 1.0, 0.0, 1.0), Greedy()],
+            [TopK(1), Distribution(1)],
+            [TopP(1e-6, 1), Distribution(1)],
+        ],
+    )
+    def test_choosing_among_a_part_of_the_vocabulary(
+        self, model: Model, context: Context, stages: list[SamplerStage]
+    ) -> None:
+        logits = decode(context, self.tokens(model))
+        for part in (np.argsort(logits)[:50], np.array([7]), np.arange(len(logits))):
+            tokens = np.sort(part).astype(np.int32)
+            best = int(tokens[logits[tokens].argmax()])
+            assert model.create_sampler(stages).choose_among(tokens, logits[tokens]) == best
+
     def test_biased_tokens_are_banned_or_forced(self, model: Model, context: Context) -> None:
         logits = decode(context, self.tokens(model))
         row = len(self.tokens(model)) - 1

@@ -24,15 +24,19 @@ from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, EngineStore
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
-from wasi_nn_backend.graph import Graph
+from wasi_nn_backend.graph import Graph, LoadedModel
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Llama, ProgressCallback
 from wasi_nn_backend.log_setup import configured_output
 from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, model_path
-from wasi_nn_backend.session import read_session
+from wasi_nn_backend.session import SessionFiles, read_session
+from wasi_nn_backend.session_store import SessionStore
+from wasi_nn_backend.status import BackendStatus, read_status
 from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
 
 __all__ = ["Backend"]
+
+_log = logging.getLogger(__name__)
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +59,12 @@ class Backend:
         self.registry = Registry()
         self._layer = parse_layer(config, name="backend", logs=False)
         self._log = configured_output(resolve([self._layer]).logging, [self._layer])
+        self._clock = clock
         self._store = EngineStore(self.llama, clock)
+        self.sessions = SessionStore(clock)
+        self.session_files = SessionFiles()
         self._lock = threading.Lock()
+        self._reloading = threading.Lock()
         self._graphs: set[Graph] = set()
         self._pinned: dict[str, EngineLease] = {}
         self._ids = itertools.count(1)
@@ -137,7 +145,8 @@ class Backend:
         registration = self.registry.find(name)
         if registration is not None:
             graph = self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
-            self._pin(graph)
+            self._catch_up(graph, registration)
+            self._pin(name, graph.retained_lease())
             return graph
         if not door.is_trusted:
             raise NotFound(f'no graph is registered as "{name}"; registered: {self._names()}')
@@ -157,16 +166,78 @@ class Backend:
         known = self.registry.find(saved.graph) is not None or saved.graph in BUILTIN_MODELS
         return self.load_by_name(saved.graph if known else saved.path).restore(path)
 
-    def close(self) -> None:
-        """Unload every graph: running computes end with ``Cancelled``. Idempotent."""
+    def reload(
+        self,
+        name: str | Path,
+        model: str | Path | None = None,
+        config: ConfigSource = None,
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Put another model behind a name, for whoever loads it from now on and for all graphs of that name.
+
+        ``model`` None loads the same file anew; ``config`` replaces what the name was registered with, None keeps it.
+        All of it is loaded before anything changes: where that fails, the old model stays in service. As for calls
+        under way see ``Graph.reload``. Raises ``NotFound`` and what ``load_by_name`` raises.
+        """
+        name = str(name)
+        self.check_takes_work()
+        with self._reloading:
+            old = self.registry.find(name)
+            graphs = self._graphs_named(name)
+            if old is None:
+                if not graphs:
+                    raise NotFound(f'no graph "{name}" is registered or loaded; registered: {self._names()}')
+                path = None if model is None else model_path(model)
+                own = None if config is None else parse_layer(config, name="graph")
+                _replace_all(graphs, path, lambda layers: layers if own is None else (*layers[:-1], own), progress)
+                return
+            layer = old.layer if config is None else parse_layer(config, name=f"graph {name}")
+            new = Registration(name, old.path if model is None else model_path(model), layer)
+            # Somebody may load it when nobody has it loaded now: what cannot be loaded must not take the name.
+            lease = self.acquire(new.path, resolve([self._layer, layer]), progress)
+            try:
+                _replace_all(graphs, new.path, lambda layers: _replaced(layers, old.layer, layer), progress)
+            except BaseException:
+                lease.release()
+                raise
+            self.registry.replace(new)
+            self._pin(name, lease)
+            for graph in self._graphs_named(name):
+                self._catch_up(graph, old)
+
+    def status(self) -> BackendStatus:
+        """What is loaded, who has a session, and what they are doing."""
+        with self._lock:
+            graphs = list(self._graphs)
+        return read_status(graphs, self.now_s())
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Refuse new work, end what runs, and unload every graph; nothing of the backend is left then. Idempotent.
+
+        Calls that are in the batch have ``grace_s`` seconds to finish. Those that wait for a place in it, and what runs
+        after that time, end with ``Cancelled`` at the next token, their text so far kept.
+        """
         atexit.unregister(self._close_at_exit)
         with self._lock:
             self._closed = True
             graphs, self._graphs = self._graphs, set()
             pinned, self._pinned = self._pinned, {}
+        contexts = [context for graph in graphs for context in graph.contexts()]
+        deadline_s = self.now_s() + grace_s
+        for context in contexts:
+            if context.state == "queued" or grace_s <= 0:
+                context.cancel()
+        if grace_s > 0:
+            for context in contexts:
+                context.wait_until_idle(max(0.0, deadline_s - self.now_s()))
+        for context in contexts:
+            context.cancel()
         for graph in graphs:
-            graph.close_contexts()
+            for context in graph.contexts():
+                context.shut_down()
             graph.release()
+        self.sessions.close()
         self._store.stop_embedders()
         for lease in pinned.values():
             lease.release()
@@ -186,6 +257,14 @@ class Backend:
     def next_id(self) -> int:
         return next(self._ids)
 
+    def now_s(self) -> float:
+        return self._clock()
+
+    def check_takes_work(self) -> None:
+        """Raises ``RuntimeFailure`` when the backend closes."""
+        if self._closed:
+            raise RuntimeFailure("the backend is closed: make a new one")
+
     def acquire(
         self, path: Path, settings: Settings, progress: ProgressCallback | None = None, adapters: Sequence[str] = ()
     ) -> EngineLease:
@@ -202,17 +281,28 @@ class Backend:
     def _names(self) -> str:
         return ", ".join(self.registry.names()) or "none"
 
-    def _pin(self, graph: Graph) -> None:
+    def _graphs_named(self, name: str) -> list[Graph]:
+        with self._lock:
+            return [graph for graph in self._graphs if graph.name == name]
+
+    def _pin(self, name: str, lease: EngineLease) -> None:
         """Keep what a registered name was last loaded as in memory: the next guest most often wants the same."""
-        lease = graph.lease(graph.settings)
         with self._lock:
             if self._closed:
                 previous: EngineLease | None = lease
             else:
-                previous = self._pinned.get(graph.name)
-                self._pinned[graph.name] = lease
+                previous = self._pinned.get(name)
+                self._pinned[name] = lease
         if previous is not None:
             previous.release()
+
+    def _catch_up(self, graph: Graph, registration: Registration) -> None:
+        """A graph may have been loaded as ``registration`` while that was replaced."""
+        current = self.registry.find(graph.name)
+        if current is None or not any(layer is registration.layer for layer in graph.layers):
+            return
+        if graph.path != current.path or current.layer is not registration.layer:
+            _replace_all([graph], current.path, lambda layers: _replaced(layers, registration.layer, current.layer))
 
     def _open(
         self,
@@ -224,15 +314,41 @@ class Backend:
         progress: ProgressCallback | None = None,
         folder: tempfile.TemporaryDirectory[str] | None = None,
     ) -> Graph:
+        self.check_takes_work()
         all_layers = (parse_layer(door.defaults, name=door.name), self._layer, *layers)
-        graph = Graph(self, name, path, all_layers, door)
-        graph.open(layers, progress, folder)
+        graph = Graph(self, name, door)
+        graph.open(path, all_layers, layers, progress, folder)
         with self._lock:
             if not self._closed:
                 self._graphs.add(graph)
                 return graph
         graph.release()
         raise RuntimeFailure("the backend is closed: make a new one")
+
+
+def _replace_all(
+    graphs: Sequence[Graph],
+    path: Path | None,
+    relayer: Callable[[tuple[Layer, ...]], tuple[Layer, ...]],
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Another model for all of these graphs, or an error and for none of them. A graph that is unloaded meanwhile needs
+    none."""
+    prepared: list[tuple[Graph, LoadedModel]] = []
+    try:
+        for graph in graphs:
+            prepared.append((graph, graph.prepare(path or graph.path, relayer(graph.layers), progress)))
+    except BaseException:
+        for _, loaded in prepared:
+            loaded.lease.release()
+        raise
+    for graph, loaded in prepared:
+        if not graph.replace(loaded):
+            _log.info('the graph "%s" was unloaded while it was reloaded', graph.name)
+
+
+def _replaced(layers: tuple[Layer, ...], old: Layer, new: Layer) -> tuple[Layer, ...]:
+    return tuple(new if layer is old else layer for layer in layers)
 
 
 def _closer(reference: weakref.ref[Backend]) -> Callable[[], None]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings
 from wasi_nn_backend.config.layers import merge
-from wasi_nn_backend.engine import EngineLease, SessionStatistics, same_engine
-from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument
+from wasi_nn_backend.context_lifetime import ContextLifetime, ContextState
+from wasi_nn_backend.engine import EngineLease, ExportedCells, SessionStatistics, same_engine
+from wasi_nn_backend.errors import Cancelled, EndOfSequence, InvalidArgument
 from wasi_nn_backend.output import FinishReason, RunMetadata
 from wasi_nn_backend.owning_graph import OwningGraph
 from wasi_nn_backend.session import (
@@ -21,39 +20,47 @@ from wasi_nn_backend.session import (
     Message,
     SavedSession,
     Session,
+    SessionFile,
     count_prompt_tokens,
     start_run,
     write_session,
 )
 from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Tensor, input_bytes
 
-__all__ = ["ExecutionContext", "TextSink"]
+__all__ = ["ANONYMOUS", "ExecutionContext", "TextSink"]
+
+#: Over a layer that may hold another context's ``session_id``.
+ANONYMOUS = Layer("anonymous", {"session": {"session_id": ""}})
+_NO_CELLS = ExportedCells((), b"", None)
 
 #: Receives text bytes as they are generated. What it raises ends the run and reaches the caller of compute.
 TextSink = Callable[[bytes], None]
 
 
-class ExecutionContext:
+class ExecutionContext(ContextLifetime):
     """Made by ``Graph.init_execution_context``. One call at a time: a second thread gets ``Busy``; ``cancel`` and
     ``close`` may come from any thread at any time. A context manager that closes.
+
+    With a ``session.session_id`` it is the session of that name: who asks the graph for the name again gets this
+    object, as one more holder, and it lives until the last one has closed it.
     """
 
+    graph: OwningGraph[ExecutionContext]
+
     def __init__(
-        self, graph: OwningGraph[ExecutionContext], context_id: int, layer: Layer, session: Session | None = None
+        self,
+        graph: OwningGraph[ExecutionContext],
+        context_id: int,
+        layer: Layer,
+        *,
+        session: Session | None = None,
+        file: SessionFile | None = None,
     ) -> None:
-        self.graph = graph
-        self.id = context_id
-        self.settings = graph.settings_with(layer)
-        self._layer = layer
+        super().__init__(graph, context_id, layer)
+        self.file = file  # where finished turns are kept
         self._session = session or Session(context_id, graph.door.prompt_mode, graph.chat_templates)
-        self._entered = threading.Lock()  # held while a call works on this context
         self._run: AnyRun | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
-        self._open_run: AnyRun | None = None  # one that goes on between calls: compute_single's or an iterator's
         self._n_tokens_input: int | None = None  # of a prompt that was set since the last run started
-        self._closing = threading.Lock()
-        self._closed = False
-        # An engine that only this context's settings need must not come and go with every compute.
-        self._lease: EngineLease | None = graph.lease(self.settings)
 
     # WASI-NN, in the order of a guest's calls.
 
@@ -124,11 +131,6 @@ class ExecutionContext:
             self._run = None
             self._n_tokens_input = count_prompt_tokens(self._session, self._lease, self.settings)
 
-    def close(self) -> None:
-        """Stop what runs and free the sequence's cells before returning. Raises ``InvalidArgument`` the second time."""
-        if not self.shut_down():
-            raise InvalidArgument(f"execution context {self.id} is closed already")
-
     # For embedders.
 
     def run_inference(self, prompt: str | bytes, config: ConfigSource = None) -> str:
@@ -172,7 +174,7 @@ class ExecutionContext:
         ``memory.enable_token_cache_reuse`` is off).
         """
         with self._enter(needs_graph=True):
-            return self.graph.fork_context(self._layer, self._session)
+            return self.graph.fork_context(merge((self._layer, ANONYMOUS), name="context"), self._session)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation and its KV cells to a file, for ``Backend.restore`` or ``Graph.restore``.
@@ -181,21 +183,24 @@ class ExecutionContext:
         """
         with self._enter(needs_graph=True):
             self._end_open_run()
-            saved = SavedSession(
-                fingerprint=self.graph.fingerprint,
-                graph=self.graph.name,
-                path=str(self.graph.path),
-                config=self._layer.as_document(),
-                messages=self._session.messages,
-                n_left_out=self._session.n_left_out,
-                cells=self._require_lease().engine.export_session(self.id),
-            )
+            saved = self._to_save(self._require_lease().engine.export_session(self.id))
         write_session(Path(path), saved)
 
     def statistics(self) -> SessionStatistics:
-        """Counts over this context's finished runs, and what of it is cached. Raises ``InvalidArgument`` when the graph
-        is unloaded."""
+        """Counts over this context's finished runs on its present model, and what of it is cached. Raises
+        ``InvalidArgument`` when the graph is unloaded."""
+        lease = self._lease
+        if lease is None and self.graph.alive:  # the graph was reloaded, and this has not run since
+            return SessionStatistics()
         return self._require_lease().session_statistics(self.id)
+
+    @property
+    def state(self) -> ContextState:
+        """What it is doing now, seen from outside."""
+        is_entered, run = self._entered.locked(), self._run
+        if run is None or run.finish_reason is not None or not (is_entered or self._runs_on()):
+            return "running" if is_entered else "idle"
+        return "running" if run.has_started else "queued"
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -203,12 +208,15 @@ class ExecutionContext:
         return self._session.messages
 
     def reset(self) -> None:
-        """Forget the conversation, the pending prompt and the output; configuration stays."""
+        """Forget the conversation, also where it is kept on disk, the pending prompt and the output; configuration
+        stays."""
         with self._enter():
             self._end_open_run()
             self._session.clear()
             self._run = None
             self._n_tokens_input = None
+            if self.file is not None:
+                self.file.delete()
 
     @property
     def run_metadata(self) -> RunMetadata:
@@ -230,7 +238,7 @@ class ExecutionContext:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.shut_down()
+        self.release()
 
     # For the graph.
 
@@ -238,55 +246,37 @@ class ExecutionContext:
         """Go on from a saved session; its cells are used if they fit and computed again if they do not."""
         with self._enter(needs_graph=True):
             self._session.resume(saved.messages, saved.n_left_out)
-            self._require_lease().engine.adopt_session(self.id, saved.cells, self.settings.session.cache_salt)
+            if saved.cells.tokens:
+                self._require_lease().engine.adopt_session(self.id, saved.cells, self.settings.session.cache_salt)
 
-    def shut_down(self) -> bool:
-        """``close`` that tells whether there was something to close instead of raising."""
-        with self._closing:
-            if self._closed:
-                return False
-            self._closed = True  # a call that is about to submit a run sees it; later calls are refused
-        self.cancel()
-        with self._entered:
-            self._end_open_run()
-            self._give_up_lease(wait=True)
-        self.graph.forget(self)
-        return True
+    def take_layer(self, layer: Layer) -> None:
+        """Take configuration over what it has."""
+        with self._enter(needs_graph=True):
+            self._configure(layer)
 
-    def detach(self) -> None:
-        """The graph was unloaded: let go of its engine, now or when the call that is inside returns."""
-        if self._entered.acquire(blocking=False):
-            self._leave()
+    def has_layer(self, layer: Layer) -> bool:
+        """Whether its own configuration says all of this already."""
+        own = self._layer.values
+        given = [(section, key, value) for section, keys in layer.values.items() for key, value in keys.items()]
+        return all(key in own.get(section, {}) and own[section][key] == value for section, key, value in given)
+
+    @property
+    def layer(self) -> Layer:
+        """Its own configuration."""
+        return self._layer
+
+    @property
+    def pending_input(self) -> bytes | None:
+        """A prompt that is set and not answered yet."""
+        return self._session.pending_input
 
     # Inside.
-
-    @contextmanager
-    def _enter(self, *, needs_graph: bool = False) -> Iterator[None]:
-        if not self._entered.acquire(blocking=False):
-            raise Busy(f"execution context {self.id} is working on another call: wait for it or cancel it")
-        try:
-            if self._closed:
-                raise InvalidArgument(f"execution context {self.id} is closed")
-            if needs_graph and not self.graph.alive:
-                raise InvalidArgument(f'the graph "{self.graph.name}" is unloaded: load it and make a new context')
-            yield
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        """Let the next call in; before and after, see whether the graph was unloaded meanwhile."""
-        while True:
-            if not self.graph.alive and self._lease is not None:
-                self._end_open_run()
-                self._give_up_lease(wait=False)
-            self._entered.release()
-            if self.graph.alive or self._lease is None or not self._entered.acquire(blocking=False):
-                return
 
     def _configure(self, layer: Layer) -> None:
         """Take configuration; where it changes model or context settings, the engine that they need comes first."""
         merged = merge((self._layer, layer), name="context")
         settings = self.graph.settings_with(merged)
+        self._check_same_session(settings)
         if not same_engine(settings, self.settings):
             lease = self.graph.lease(settings)
             self._end_open_run()
@@ -299,7 +289,16 @@ class ExecutionContext:
     def _call_settings(self, config: ConfigSource) -> Settings:
         if config is None:
             return self.settings
-        return self.graph.settings_with(self._layer, self.graph.parse(config, "call"))
+        settings = self.graph.settings_with(self._layer, self.graph.parse(config, "call"))
+        self._check_same_session(settings)
+        return settings
+
+    def _check_same_session(self, settings: Settings) -> None:
+        if settings.session.session_id != self.session_id:
+            raise InvalidArgument(
+                f'execution context {self.id} is the session "{self.session_id}" and cannot become '
+                f'"{settings.session.session_id}": pass session.session_id to Graph.init_execution_context'
+            )
 
     def _take_prompt(self, prompt: bytes, settings: Settings) -> None:
         self._end_open_run()
@@ -336,7 +335,9 @@ class ExecutionContext:
         finally:  # it has come, perhaps to another engine, or will not
             self._require_lease().dismiss(self.id)
         self._run, self._n_tokens_input = run, None
-        if self._closed:  # closed while this was on its way: whoever closed waits for the call to return
+        if (
+            self._closed_because is not None
+        ):  # closed while this was on its way: whoever closed waits for the call to return
             run.cancel()
         return run
 
@@ -347,7 +348,9 @@ class ExecutionContext:
             run.text or run.finish_reason is not FinishReason.CANCELLED
         ):
             self._session.finish_turn(run.prompt, run.text)
-        if run.lease.key != self._require_lease().key:  # an engine for this call's settings only
+            if self.file is not None and run.prompt.turn is not None:
+                self.file.write(self._to_save(_NO_CELLS))
+        if self._lease is None or run.lease.key != self._lease.key:  # an engine for this call, or of a former model
             run.lease.forget_session(self.id, wait=False)
         run.lease.release()
 
@@ -378,14 +381,14 @@ class ExecutionContext:
             return self._require_lease().retain()
         return self.graph.lease(settings)
 
-    def _require_lease(self) -> EngineLease:
-        if self._lease is None:
-            raise InvalidArgument(f'the graph "{self.graph.name}" is unloaded: load it and make a new context')
-        return self._lease
-
-    def _give_up_lease(self, *, wait: bool) -> None:
-        """Free this session's cells and let the engine go. ``wait``: until the cells are free."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.forget_session(self.id, wait=wait)
-            lease.release()
+    def _to_save(self, cells: ExportedCells) -> SavedSession:
+        config = merge((self._layer, ANONYMOUS), name="saved").values  # the file is the session's name
+        return SavedSession(
+            fingerprint=self.graph.fingerprint,
+            graph=self.graph.name,
+            path=str(self.graph.path),
+            config={section: dict(keys) for section, keys in config.items()},
+            messages=self._session.messages,
+            n_left_out=self._session.n_left_out,
+            cells=cells,
+        )

@@ -64,6 +64,13 @@ class HandleTable(Generic[T]):
         except KeyError:
             raise self._unknown(handle) from None
 
+    def replace(self, handle: int, item: T) -> None:
+        """Let an open handle stand for another object."""
+        with self._lock:
+            if handle not in self._objects:
+                raise self._unknown(handle)
+            self._objects[handle] = item
+
     def remove(self, handle: int) -> T:
         """Take the object out, for the caller to close. The second removal is ``InvalidArgument``, whoever asks."""
         with self._lock:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings
+from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.doors import ConfigPlace
 from wasi_nn_backend.engine import EngineLease
 from wasi_nn_backend.llama.interface import Llama
@@ -19,7 +20,7 @@ _Context = TypeVar("_Context")
 
 
 class OwningGraph(Protocol[_Context]):
-    """What a context needs of its graph."""
+    """What a context needs of its graph. Its path, settings and model change together with ``version``."""
 
     @property
     def name(self) -> str: ...
@@ -49,13 +50,30 @@ class OwningGraph(Protocol[_Context]):
     def fingerprint(self) -> str:
         """Tells its model from others."""
 
+    @property
+    def version(self) -> int:
+        """Counts up when the graph gets another model or configuration."""
+
+    @property
+    def limits(self) -> BackendSettings:
+        """For contexts of this graph."""
+
     def next_id(self) -> int: ...
+
+    def now_s(self) -> float:
+        """The backend's clock."""
+
+    def check_takes_work(self) -> None:
+        """Raise where nothing new is begun any more."""
 
     def lease(self, settings: Settings) -> EngineLease:
         """An engine for these settings: the graph's own where it serves them. Raises when the graph is unloaded."""
 
     def fork_context(self, layer: Layer, session: Session) -> _Context:
         """A new context that continues a copy of this session."""
+
+    def configure(self, context: _Context, config: ConfigSource) -> _Context:
+        """Give a context configuration; returns the one to go on with, another one where it names a session."""
 
     def forget(self, context: _Context) -> None:
         """The context is closed."""

@@ -46,7 +46,7 @@ class Registration:
 
 
 class Registry:
-    """Thread-safe. Names are case-sensitive and never change their meaning while registered."""
+    """Thread-safe. Names are case-sensitive; only ``replace`` changes what one means."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,6 +61,11 @@ class Registry:
                     f'the graph "{registration.name}" is registered already, for '
                     f"{self._registrations[registration.name].path}: choose another name"
                 )
+            self._registrations[registration.name] = registration
+
+    def replace(self, registration: Registration) -> None:
+        """Let a registered name mean something else from now on."""
+        with self._lock:
             self._registrations[registration.name] = registration
 
     def find(self, name: str) -> Registration | None:

@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
+from wasi_nn_backend.cli import interrupts
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
+from wasi_nn_backend.cli.termination import Terminated
 
 WAIT_S = 30.0
 
@@ -103,3 +105,19 @@ run_interruptibly(work)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_at_the_very_end_is_not_lost(
+    number: signal.Signals, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the work has ended and nobody reads the pipe any more."""
+    close = interrupts._Wakeup.close
+
+    def close_late(wakeup: interrupts._Wakeup) -> set[int]:
+        signal.raise_signal(number)
+        return close(wakeup)
+
+    monkeypatch.setattr(interrupts._Wakeup, "close", close_late)
+    with pytest.raises(error):
+        run_interruptibly(lambda _: 42)

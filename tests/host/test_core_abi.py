@@ -263,6 +263,27 @@ def test_unloading_leaves_other_guests_graphs_of_the_name_alone(fake_backend: Ba
 # --- set_input ---
 
 
+def test_a_session_id_makes_handles_of_one_store_one_session(fake_backend: Backend) -> None:
+    """A guest names its session when it has a context: its handle moves there. Another guest's "alice" is another."""
+    named = b'{"session_id": "alice", "prompt_mode": "chat"}'
+    with Driver(fake_backend) as guest, Driver(fake_backend) as stranger:
+        first = guest.open(MODEL)
+        assert guest.call("init_execution_context", 0, OUT) == 0
+        second = guest.peek_u32(OUT)
+        foreign = stranger.open(MODEL)
+        for driver, handle in ((guest, first), (guest, second), (stranger, foreign)):
+            assert driver.call("set_input", handle, 1, driver.tensor(named)) == 0
+        assert guest.generate(first, b"My name is Alice.")
+        assert guest.call("finalize_execution_context", first) == 0
+        assert guest.generate(second, b"Who am I?")
+        assert len(guest.state.contexts.get(second).messages) == 4
+        assert stranger.state.contexts.get(foreign).messages == ()
+        assert guest.call("set_input", second, 1, guest.tensor(b'{"session_id": "bob"}')) == 0
+        assert guest.state.contexts.get(second).messages == ()
+        assert guest.call("finalize_execution_context", second) == 0
+        assert guest.call("compute", second) == 1
+
+
 @dialects
 @pytest.mark.parametrize("dims", [(), (1,), (5,), (9,) * 64])
 def test_dimensions_say_nothing_about_the_length(

@@ -102,7 +102,7 @@ def assert_same_tokens_fit(model: NativeModel, text: str, chance: random.Random)
     place = matcher.start
     for _ in range(12):
         fitting = theirs.fitting()
-        mine = set(matcher.fitting(place, vocabulary.token_table)) - ends
+        mine = set(matcher.fitting(place, vocabulary.token_table).tolist()) - ends
         assert mine <= fitting
         # There, a control token's own text fits, though nobody would see it, and bytes that begin no character.
         for token in (fitting & shown) - ends - mine:

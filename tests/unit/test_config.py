@@ -27,6 +27,7 @@ KEYS: list[tuple[str, str, tuple[str, ...], Any, Any]] = [
     ("backend", "auto_queue_cleanup", ("auto_queue_cleanup",), False, False),
     ("backend", "queue_warning_threshold", ("queue_warning_threshold",), 300, 300),
     ("backend", "queue_reject_threshold", ("queue_reject_threshold",), 450, 450),
+    ("backend", "save_dir", ("save_dir",), "/tmp/sessions", "/tmp/sessions"),
     ("model", "n_ctx", ("n_ctx", "ctx_size"), 0, 0),
     ("model", "batch_size", ("batch_size", "n_batch"), 700, 700),
     ("model", "ubatch_size", ("ubatch_size",), 100, 100),

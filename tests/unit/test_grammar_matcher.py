@@ -107,8 +107,7 @@ def test_the_whole_vocabulary_at_once_is_each_token_alone(name: str, data: st.Da
     place = matcher.start
     for _ in range(8):
         alone = {token for token, text in enumerate(TEXTS) if matcher.after(place, token, text)}
-        fitting = matcher.fitting(place, TABLE)
-        assert set(fitting) == alone
+        assert matcher.fitting(place, TABLE).tolist() == sorted(alone)
         assert alone or place.can_end
         if not alone:
             break
@@ -149,7 +148,7 @@ def test_whatever_was_read_can_be_followed(root: str, rule: str, data: st.DataOb
         return
     place = matcher.start
     for _ in range(6):
-        fitting = matcher.fitting(place, TABLE)
+        fitting = matcher.fitting(place, TABLE).tolist()
         assert fitting or place.can_end
         if not fitting:
             break
@@ -184,7 +183,7 @@ def test_the_vocabulary_does_not_multiply_readings() -> None:
     """Each token alone goes through this in thousands of ways."""
     table = TokenTable([b"a" * n for n in range(1, 60)] + [b"a" * n + b"!" for n in range(60)])
     matcher = Matcher("root ::= " + "[a-z]? " * 100)
-    assert sorted(matcher.fitting(matcher.start, table)) == list(range(59))
+    assert matcher.fitting(matcher.start, table).tolist() == list(range(59))
 
 
 def test_a_vocabulary_that_takes_too_much_work_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.json_schemas import ACCEPTED, REFUSED, complaint
+from tests.json_schemas import ACCEPTED, REFUSED, complaint, is_schema
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.grammar import Matcher, TokenTable, json_schema_to_gbnf
 
@@ -28,7 +29,7 @@ def spoken(matcher: Matcher, chance: random.Random, n_characters: int = 300) -> 
     """A text of the grammar, character by character at random; None if it does not come to an end."""
     place, text = matcher.start, ""
     for _ in range(n_characters):
-        fitting = matcher.fitting(place, TABLE)
+        fitting = matcher.fitting(place, TABLE).tolist()
         assert fitting or place.can_end, f"{text!r} leads nowhere"
         if place.can_end and (not fitting or chance.random() < 0.4):
             return text
@@ -269,3 +270,57 @@ def test_arrays_have_as_many_items_as_they_should(
     assert allowed or not fits
     if has_items and n >= n_prefix:  # a tuple is written in full
         assert fits is allowed
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2.5, 1e300, "", "a", "^a$", "#", "#/$defs/n", "string", "object", [], {}, ["a"]),
+    *({"type": "string"}, {"enum": [1, "a"]}, [{"type": "null"}, {"type": "boolean"}], {"$ref": "#"}),
+]
+KEYWORDS = [
+    *(
+        "type",
+        "properties",
+        "required",
+        "items",
+        "prefixItems",
+        "enum",
+        "const",
+        "minimum",
+        "exclusiveMaximum",
+        "anyOf",
+    ),
+    *("oneOf", "allOf", "$ref", "additionalProperties", "minItems", "maxItems", "minLength", "maxLength", "pattern"),
+    *("unevaluatedProperties", "unevaluatedItems", "minProperties", "additionalItems", "if", "not", "$defs"),
+]
+
+
+def mutate(schema: Any, chance: random.Random) -> None:
+    """Change something somewhere in a schema."""
+    places = [schema]
+    for place in places:  # grows while it is gone through
+        inner = place.values() if isinstance(place, dict) else place
+        places += [value for value in inner if isinstance(value, dict | list)]
+    place = chance.choice(places)
+    value = copy.deepcopy(chance.choice(VALUES))
+    if isinstance(place, list):
+        place.append(value)
+    elif place and chance.random() < 0.4:
+        key = chance.choice([key for key in place if key != "$schema"] or ["type"])
+        if chance.random() < 0.5:
+            place.pop(key, None)
+        else:
+            place[key] = value
+    else:
+        place[chance.choice(KEYWORDS)] = value
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(sorted(ACCEPTED)), st.integers(0, 2**32))
+def test_mutated_schemas_are_kept_or_refused(name: str, seed: int) -> None:
+    schema, chance = copy.deepcopy(ACCEPTED[name]), random.Random(seed)
+    for _ in range(chance.randint(1, 3)):
+        mutate(schema, chance)
+    if (matcher := converted_or_none(schema)) is None or not is_schema(schema):
+        return
+    text = spoken(matcher, chance, 200)
+    assert text is None or complaint(schema, json.loads(text), formats=False) is None, (schema, text)

@@ -64,6 +64,15 @@ class HandleMachine(RuleBasedStateMachine):
             with pytest.raises(InvalidArgument):
                 self.table.remove(handle)
 
+    @rule(handle=integers(0, 40))
+    def replace(self, handle: int) -> None:
+        if handle in self.alive:
+            self.alive[handle] += ", another"
+            self.table.replace(handle, self.alive[handle])
+        else:
+            with pytest.raises(InvalidArgument):
+                self.table.replace(handle, "nothing")
+
     @rule()
     def drain(self) -> None:
         assert self.table.drain() == [self.alive[handle] for handle in sorted(self.alive, reverse=True)]

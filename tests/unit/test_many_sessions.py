@@ -19,7 +19,7 @@ N_IN_CACHE = 20
 N_CTX = 160
 
 CONFIG: dict[str, Any] = {
-    "backend": {"max_concurrent": N_IN_CACHE},
+    "backend": {"max_concurrent": N_IN_CACHE, "max_sessions": 2 * N_SESSIONS},
     "model": {"n_ctx": N_CTX},
     "sampling": {"temperature": 0, "repeat_penalty": 1.0, "ignore_eos": True},
     "session": {"prompt_mode": "raw", "special": True},

@@ -116,7 +116,9 @@ def test_every_key_is_documented_with_its_spellings_and_default() -> None:
     assert documented_keys() == in_force
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/architecture.md", "docs/dependencies.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, "docs/architecture.md", "docs/dependencies.md", "docs/grammars.md", "CHANGELOG.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     text = (PROJECT / document).read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]

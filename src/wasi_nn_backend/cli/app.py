@@ -71,6 +71,7 @@ def global_options(
       2  a wrong command line
     130  Ctrl-C
     141  the reader of stdout went away
+    143  SIGTERM
     """
     context.call_on_close(open_log(log_level).close)
     context.with_resource(reopening_files_on_hangup())

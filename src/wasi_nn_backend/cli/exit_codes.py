@@ -12,6 +12,7 @@ from typing import ParamSpec
 import typer
 
 from wasi_nn_backend.cli.streams import close_stdout
+from wasi_nn_backend.cli.termination import Terminated
 from wasi_nn_backend.errors import WasiNNError
 
 __all__ = ["ExitCode", "describe", "exits_cleanly", "print_error", "report_os_error"]
@@ -31,6 +32,7 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
     TRAP = 134
     CLOSED_OUTPUT = 141
+    TERMINATED = 143
 
 
 def print_error(message: str) -> None:
@@ -68,6 +70,8 @@ def exits_cleanly(command: Callable[P, None]) -> Callable[P, None]:
             raise
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except Terminated:
+            raise typer.Exit(ExitCode.TERMINATED) from None
         except BrokenPipeError:
             close_stdout()
             raise typer.Exit(ExitCode.CLOSED_OUTPUT) from None

@@ -1,9 +1,9 @@
-"""Ctrl-C for work that spends its time in native code.
+"""Ctrl-C and SIGTERM for work that spends its time in native code.
 
 Python runs a signal's handler between two byte codes of the main thread, so a main thread inside llama.cpp or wasmtime
 is deaf until it comes back. Here the work runs on a second thread, and the main thread does nothing but wait for it or
-for Ctrl-C. The alternative, ``KeyboardInterrupt`` raised wherever the main thread happens to be, also reaches code that
-holds locks and callbacks that native code calls, where it is lost.
+for a signal. The alternative, ``KeyboardInterrupt`` raised wherever the main thread happens to be, also reaches code
+that holds locks and callbacks that native code calls, where it is lost.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from wasi_nn_backend.cli.exit_codes import ExitCode
+from wasi_nn_backend.cli.termination import Terminated
 
 __all__ = ["Cancellation", "run_interruptibly"]
 
@@ -29,6 +31,10 @@ T = TypeVar("T")
 #: A cancel that arrives just before the work reaches the place where it can be cancelled has no effect, so it is
 #: repeated until the work has ended.
 _REPEAT_S = 0.05
+#: How long a terminated process waits for its work. Service managers kill what takes long, and logs would stay open.
+_TERMINATION_MAX_S = 2.5
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Cancellation:
@@ -99,7 +105,7 @@ class _Wakeup:
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)  # as set_wakeup_fd demands: a handler must not wait for a reader
         self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        self._previous_handler = signal.signal(signal.SIGINT, lambda _signal, _frame: None)
+        self._previous_handlers = {number: signal.signal(number, lambda _signal, _frame: None) for number in _SIGNALS}
 
     def work_has_ended(self) -> None:
         os.write(self._write_end, bytes([self.WORK_HAS_ENDED]))
@@ -109,19 +115,26 @@ class _Wakeup:
         readable, _, _ = select.select([self._read_end], [], [], timeout_s)
         return os.read(self._read_end, 1)[0] if readable else None
 
-    def close(self) -> None:
-        """Only after the work has ended, or for a process that ends too: the work's thread writes to the pipe."""
-        signal.signal(signal.SIGINT, self._previous_handler)
+    def close(self) -> set[int]:
+        """Returns the signals that came too late for ``wait``: the process was told all the same.
+
+        Only after the work has ended, or for a process that ends too: the work's thread writes to the pipe.
+        """
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_fd)
-        os.close(self._read_end)
         os.close(self._write_end)
+        unread = set(os.read(self._read_end, 4096)) if select.select([self._read_end], [], [], 0)[0] else set()
+        os.close(self._read_end)
+        return unread & set(_SIGNALS)
 
 
 def run_interruptibly(work: Callable[[Cancellation], T]) -> T:
     """Run ``work`` to its end and return or raise what it does.
 
     Ctrl-C requests the cancellation, waits for the work to end and raises ``KeyboardInterrupt``; a second Ctrl-C ends
-    the process without waiting. Only the main thread can listen for Ctrl-C; on others the work simply runs.
+    the process without waiting. SIGTERM does the same and raises ``Terminated``, and waits no longer than 2.5 seconds.
+    Only the main thread can listen for signals; on others the work simply runs.
     """
     cancellation = Cancellation()
     if threading.current_thread() is not threading.main_thread():
@@ -135,23 +148,37 @@ def run_interruptibly(work: Callable[[Cancellation], T]) -> T:
 
     threading.Thread(target=run_and_tell, name="wasi-nn-command", daemon=True).start()
     try:
-        _wait(wakeup, cancellation)
+        is_terminated = _wait(wakeup, cancellation)
     finally:
-        wakeup.close()
+        late = wakeup.close()
     (outcome,) = outcomes
-    if cancellation.requested:
-        if outcome.error is not None:
-            _log.debug("the work ended after Ctrl-C", exc_info=outcome.error)
+    if cancellation.requested and outcome.error is not None:
+        _log.debug("the work ended after a signal", exc_info=outcome.error)
+    if is_terminated or signal.SIGTERM in late:
+        raise Terminated
+    if cancellation.requested or late:
         raise KeyboardInterrupt
     return outcome.value()
 
 
-def _wait(wakeup: _Wakeup, cancellation: Cancellation) -> None:
-    """Until the work has ended."""
+def _wait(wakeup: _Wakeup, cancellation: Cancellation) -> bool:
+    """Until the work has ended; returns whether SIGTERM came."""
+    end_s: float | None = None  # from SIGTERM on
     while (event := wakeup.wait(_REPEAT_S if cancellation.requested else None)) != _Wakeup.WORK_HAS_ENDED:
         if event == signal.SIGINT and cancellation.requested:
-            sys.stderr.flush()
-            # Not sys.exit: it would wait for, or pull the interpreter from under, the thread that does not end.
-            os._exit(ExitCode.INTERRUPTED)
-        if event in (signal.SIGINT, None):
+            _leave(ExitCode.INTERRUPTED)
+        if event == signal.SIGTERM and end_s is None:
+            end_s = time.monotonic() + _TERMINATION_MAX_S
+        if end_s is not None and time.monotonic() >= end_s:
+            _log.warning("the work does not end: terminated without it")
+            _leave(ExitCode.TERMINATED)
+        if event in (*_SIGNALS, None):
             cancellation.request()
+    return end_s is not None
+
+
+def _leave(status: ExitCode) -> NoReturn:
+    """Not sys.exit: it would wait for, or pull the interpreter from under, the thread that does not end."""
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)

@@ -34,9 +34,11 @@ __all__ = [
 
 _SAMPLING = "Sampling"
 
-#: ``generate`` and ``chat`` run one sequence: without this a backend reserves KV memory for ten. The person who waits
-#: can stop it: no time-out. ``--config`` can change both.
-ONE_AT_A_TIME: Mapping[str, Any] = MappingProxyType({"max_concurrent": 1, "default_task_timeout_ms": 0})
+#: ``generate`` and ``chat`` run one sequence: without this a backend reserves KV memory for ten, and forgets whom it
+#: talks with while they think. The person who waits can stop it: no time-out. ``--config`` can say otherwise.
+ONE_AT_A_TIME: Mapping[str, Any] = MappingProxyType(
+    {"max_concurrent": 1, "auto_cleanup": False, "default_task_timeout_ms": 0}
+)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="PATH|smollm2", help="A GGUF file, or the name of the built-in model.")

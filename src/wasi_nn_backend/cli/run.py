@@ -37,6 +37,9 @@ _GRAPHS = "Models"
 _LIMITS = "Limits"
 _WORLD = "The guest's world"
 
+#: One guest has the backend for itself and may wait for its user as long as it likes. A day is the longest there is.
+_IDLE_TIMEOUT_MS = 86_400_000
+
 _log = logging.getLogger(__name__)
 
 
@@ -169,13 +172,15 @@ def _named_graphs(graph_texts: Sequence[str], preload_texts: Sequence[str]) -> l
     ]
 
 
-def _backend_layer(text: str | None) -> Layer | None:
+def _backend_layer(text: str | None) -> Layer:
     from wasi_nn_backend.config import parse_layer
+    from wasi_nn_backend.config.layers import merge
 
+    defaults = parse_layer({"backend": {"idle_timeout_ms": _IDLE_TIMEOUT_MS}}, name="run")
     if text is None:
-        return None
+        return defaults
     try:
-        return parse_layer(read_config_option(text), name="--nn-config")
+        return merge((defaults, parse_layer(read_config_option(text), name="--nn-config")), name="--nn-config")
     except WasiNNError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -190,7 +195,7 @@ def _dialect(name: str) -> Dialect:
 
 
 def _run_guest(
-    config: RunConfig, backend_layer: Layer | None, graphs: Sequence[NamedGraph], cancellation: Cancellation
+    config: RunConfig, backend_layer: Layer, graphs: Sequence[NamedGraph], cancellation: Cancellation
 ) -> GuestResult:
     from wasi_nn_backend.cli.progress_backend import ProgressBackend
     from wasi_nn_backend.host import GuestRunner

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wasi_nn_backend.config.section import Key, Section
+from wasi_nn_backend.config.section import Key, Section, text_of_at_most
 
 __all__ = ["BackendSettings"]
 
@@ -41,3 +41,11 @@ class BackendSettings(Section):
         int,
         Field(ge=1, le=10_000, description="beyond so many waiting tasks new ones are refused; at most `queue_size`"),
     ] = 500
+    save_dir: Annotated[
+        str,
+        Field(
+            description="a directory that keeps the finished turns of sessions with a `session_id`, and from which "
+            "they go on after a restart; empty: none"
+        ),
+        text_of_at_most(4096),
+    ] = ""

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.grammar.characters import Characters
-from wasi_nn_backend.grammar.token_table import n_shared
 
 __all__ = ["RuleBook", "json_text", "literal"]
 
@@ -171,7 +170,7 @@ class RuleBook:
     def _one_of(self, texts: list[str], level: int) -> str:
         if len(texts) <= _N_OPTIONS_SIDE_BY_SIDE or level > _N_LEVELS_OF_OPTIONS:
             return " | ".join(map(literal, texts))
-        n_common = n_shared(texts[0], texts[-1])  # they are sorted
+        n_common = _n_shared(texts[0], texts[-1])  # they are sorted
         by_first: dict[str, list[str]] = {}
         for text in texts:
             by_first.setdefault(text[n_common : n_common + 1], []).append(text[n_common:])
@@ -216,6 +215,11 @@ class RuleBook:
 def literal(text: str) -> str:
     """GBNF for exactly this text."""
     return '"' + _NOT_PLAIN.sub(lambda found: _escaped(ord(found[0])), text) + '"'
+
+
+def _n_shared(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def json_text(value: Any) -> str:

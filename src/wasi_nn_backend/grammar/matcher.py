@@ -6,6 +6,9 @@ import codecs
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from wasi_nn_backend.errors import RuntimeFailure
 from wasi_nn_backend.grammar.characters import MAX_CODE_POINT, Characters
 from wasi_nn_backend.grammar.checks import check_rules, nesting_rules
@@ -74,17 +77,18 @@ class Matcher:
         self._machine.prepare(place.state, _N_TRIES_TOKEN)
         return self._after_text(place, text)
 
-    def fitting(self, place: Place, table: TokenTable) -> list[int]:
-        """All tokens that fit here, in no order. Raises ``RuntimeFailure`` when that takes too much work.
+    def fitting(self, place: Place, table: TokenTable) -> npt.NDArray[np.int32]:
+        """All tokens that fit here, ascending. Raises ``RuntimeFailure`` when that takes too much work.
 
-        It takes some 40 ms where most of 49,000 tokens fit, much less where few do.
+        Some 5 ms where most of 49,000 tokens fit, less where few do.
         """
         self._machine.prepare(place.state, _N_TRIES_VOCABULARY)
-        fitting = [token for token, text in table.partial if self._after_text(place, text)]
+        partial = [token for token, text in table.partial if self._after_text(place, text)]
+        fitting = [np.array(partial, dtype=np.int32)]
         if not place.pending:
             fitting += self._whole_fitting(place.state, table)
-            fitting += self._named(place.state, table)
-        return fitting
+            fitting.append(np.array(self._named(place.state, table), dtype=np.int32))
+        return np.unique(np.concatenate(fitting))
 
     def _after_text(self, place: Place, text: bytes) -> Place:
         state, text = place.state, place.pending + text
@@ -101,30 +105,44 @@ class Matcher:
             return self._nowhere
         return Place(state, pending)
 
-    def _whole_fitting(self, state: State, table: TokenTable) -> list[int]:
-        """Go through the sorted texts with the states after each of the characters that a text shares with the next."""
-        fitting: list[int] = []
-        after, nowhere = self._machine.after, self._machine.nowhere
-        whole, tokens, n_shared, n_tokens = table.whole, table.tokens, table.n_shared, len(table.whole)
-        states = [state]
-        at = 0
-        while at < n_tokens:
-            start = n_shared[at]
-            del states[start + 1 :]
-            state = states[start]
-            for character in whole[at][start:]:
-                state = state.after.get(character) or after(state, character)
-                if state is nowhere:
-                    break
-                states.append(state)
-            at += 1
-            if state is not nowhere:
-                fitting.append(tokens[at - 1])
-                continue
-            n_fitting = len(states) - 1
-            while at < n_tokens and n_shared[at] > n_fitting:  # these have the wrong character too
-                at += 1
+    def _whole_fitting(self, state: State, table: TokenTable) -> list[npt.NDArray[np.int32]]:
+        """Go through the tree of the texts with the states that each of its places is in."""
+        states, numbers = [state], {state: 0}
+        places = np.zeros(1, dtype=np.int32)  # the number of the state at each place of a level, -1 where nothing fits
+        fitting: list[npt.NDArray[np.int32]] = []
+        for level in table.levels:
+            before = places[level.parents]
+            places = np.full(len(before), -1, dtype=np.int32)
+            alive = np.flatnonzero(before >= 0)
+            alive = alive[np.argsort(before[alive], kind="stable")]
+            for same in np.split(alive, np.flatnonzero(np.diff(before[alive])) + 1) if len(alive) else ():
+                follows = self._followers(states[before[same[0]]], table, states, numbers)
+                places[same] = follows[level.characters[same]]
+            fitting.append(level.end_tokens[places[level.end_places] >= 0])
+            if not len(alive):
+                break
         return fitting
+
+    def _followers(
+        self, state: State, table: TokenTable, states: list[State], numbers: dict[State, int]
+    ) -> npt.NDArray[np.int32]:
+        """For each character of the table the number of the state after it, new ones added; -1 where it does not fit.
+
+        Characters between two bounds of the sets that are expected all lead to the same state.
+        """
+        sets = [element for element in self._machine.expected(state) if isinstance(element, Characters)]
+        bounds = sorted({bound for characters in sets for low, high in characters.ranges for bound in (low, high + 1)})
+        numbers_between = [-1]
+        for bound in bounds:
+            after = self._machine.after(state, chr(bound)) if bound <= MAX_CODE_POINT else self._machine.nowhere
+            if after is self._machine.nowhere:
+                numbers_between.append(-1)
+            else:
+                numbers_between.append(numbers.setdefault(after, len(states)))
+                if numbers_between[-1] == len(states):
+                    states.append(after)
+        between = np.array(numbers_between, dtype=np.int32)
+        return between[np.searchsorted(np.array(bounds, dtype=np.uint32), table.code_points, side="right")]
 
     def _named(self, state: State, table: TokenTable) -> list[int]:
         """The tokens that fit because the grammar names them, or names others."""

@@ -88,7 +88,10 @@ class CoreAbi:
             dimensions=memory.read_dimensions(words.dims, words.n_dims, max_dims=limits.max_dims),
             type=self._state.dialect.tensor_type(words.type_word),
         )
-        found.set_input(index, value)
+        if index == CONFIG_INDEX:  # may name a session, which is a context that other handles may have, too
+            self._state.contexts.replace(context, found.graph.configure(found, value.data))
+        else:
+            found.set_input(index, value)
 
     def compute(self, memory: GuestMemory, context: int) -> None:
         with self._state.running(self._state.contexts.get(context)) as running:

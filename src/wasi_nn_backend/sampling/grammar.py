@@ -131,9 +131,8 @@ class GrammarSampler:
             return np.arange(self._vocabulary.n_tokens, dtype=np.int32)
         fitting = self._fitting.pop(place, None)
         if fitting is None:
-            found = np.array(self._follower.matcher.fitting(place, self._table), dtype=np.int32)
-            found = np.setdiff1d(found, self._ends)
-            fitting = np.union1d(found, self._ends) if place.can_end else found
+            fitting = np.setdiff1d(self._follower.matcher.fitting(place, self._table), self._ends, assume_unique=True)
+            fitting = np.union1d(fitting, self._ends) if place.can_end else fitting
         self._fitting[place] = fitting  # the last used is the last
         if len(self._fitting) > _N_PLACES_KEPT_MAX:
             del self._fitting[next(iter(self._fitting))]

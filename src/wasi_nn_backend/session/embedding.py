@@ -49,8 +49,16 @@ class EmbeddingRun:
             return FinishReason.STOP
         return FinishReason.CANCELLED if isinstance(self._job.error, Cancelled) else FinishReason.ERROR
 
-    def wait(self) -> None:
-        self._job.wait()
+    @property
+    def has_started(self) -> bool:
+        """Whether it is, or was, in a batch."""
+        return self._job.n_taken > 0
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until the vector is there. With ``timeout_s`` it is only looked at: a vector takes a moment."""
+        if timeout_s is None:
+            self._job.wait()
+        return self._job.done
 
     def cancel(self) -> None:
         """Any thread; without effect when the run is over."""

@@ -70,8 +70,14 @@ class Run:
     def finish_reason(self) -> FinishReason | None:
         return self._generation.finish_reason
 
-    def wait(self) -> None:
-        self._generation.wait()
+    @property
+    def has_started(self) -> bool:
+        """Whether it was ever given a place in the batch."""
+        return self._generation.request.has_started
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until the run is over; False after ``timeout_s``."""
+        return self._generation.wait(timeout_s)
 
     def cancel(self) -> None:
         """Any thread; without effect when the run is over."""

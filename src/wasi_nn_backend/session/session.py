@@ -49,7 +49,7 @@ class Session:
         self._finished: tuple[Message, ...] | None = None  # with the pending input's answer, once there is one
         self._templates = templates or ChatTemplates()
         self._warned_of_tools = False
-        self._prompt: tuple[Settings, Prompt] | None = None  # of the pending input, until it or the settings change
+        self._prompt: tuple[Model, Settings, Prompt] | None = None  # of the pending input, until one of them changes
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -59,6 +59,11 @@ class Session:
     @property
     def has_input(self) -> bool:
         return self._input is not None
+
+    @property
+    def pending_input(self) -> bytes | None:
+        """A prompt that is set and not answered yet."""
+        return self._input if self._finished is None else None
 
     def set_input(self, prompt: bytes) -> None:
         """Take the next prompt. The last turn, if it was answered, becomes history; an unanswered one is replaced."""
@@ -103,9 +108,9 @@ class Session:
         """
         if self._input is None:
             raise InvalidArgument("there is no prompt to compute: call set_input with index 0 first")
-        if self._prompt is None or self._prompt[0] is not settings:
-            self._prompt = (settings, self._make_prompt(model, settings, self._input, n_tokens_max))
-        return self._prompt[1]
+        if self._prompt is None or self._prompt[0] is not model or self._prompt[1] is not settings:
+            self._prompt = (model, settings, self._make_prompt(model, settings, self._input, n_tokens_max))
+        return self._prompt[2]
 
     def finish_turn(self, prompt: Prompt, answer: bytes) -> None:
         """Record the answer to a chat prompt; a raw prompt leaves no history."""

@@ -1,4 +1,4 @@
-"""The chat templates of one model, compiled once for all of its sessions."""
+"""The chat templates of one graph's model, compiled once for all of its sessions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _N_TEMPLATES_MAX = 8
 
 
 class ChatTemplates:
-    """Any thread may ask. ``model`` is the first one that somebody asks about; all have the same vocabulary."""
+    """Any thread may ask. What was compiled for another model, before the graph got this one, is forgotten."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._model: Model | None = None
         self._compiled: dict[str, ChatTemplate] = {}
         self._control_texts: ControlTexts | None = None
 
@@ -34,6 +35,7 @@ class ChatTemplates:
         """
         source = chosen or model.chat_template or ""
         with self._lock:
+            self._turn_to(model)
             template = self._compiled.get(source)
             if template is None:
                 template = _compiled(source, model.vocabulary)
@@ -44,9 +46,15 @@ class ChatTemplates:
 
     def control_texts(self, model: Model) -> ControlTexts:
         with self._lock:
+            self._turn_to(model)
             if self._control_texts is None:
                 self._control_texts = ControlTexts(model.vocabulary.control_texts)
-        return self._control_texts
+            return self._control_texts
+
+    def _turn_to(self, model: Model) -> None:
+        if self._model is not model:
+            self._model, self._control_texts = model, None
+            self._compiled.clear()
 
 
 def _compiled(source: str, vocabulary: Vocabulary) -> ChatTemplate:

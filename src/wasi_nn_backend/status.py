@@ -1,0 +1,100 @@
+"""What is going on in a backend, as plain data: ``dataclasses.asdict`` makes JSON of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from wasi_nn_backend.context_lifetime import ContextState
+from wasi_nn_backend.engine import EngineStatistics
+from wasi_nn_backend.errors import WasiNNError
+from wasi_nn_backend.execution_context import ExecutionContext
+from wasi_nn_backend.graph import Graph
+
+__all__ = ["BackendStatus", "GraphStatus", "SessionStatus", "read_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphStatus:
+    """``model`` is the file's path. ``n_queued`` and ``n_running`` count its sessions. Graphs under equal settings
+    share an engine: their ``engine`` is the same."""
+
+    name: str
+    model: str
+    n_sessions: int
+    n_queued: int
+    n_running: int
+    engine: EngineStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """``id`` is the context's number, ``session_id`` its name or empty. ``age_s`` counts from its making, ``idle_s``
+    from its last use. ``n_tokens_cached`` are in the KV cache or in host memory."""
+
+    id: int
+    session_id: str
+    graph: str
+    state: ContextState
+    age_s: float
+    idle_s: float
+    n_tokens_cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    graphs: tuple[GraphStatus, ...]
+    sessions: tuple[SessionStatus, ...]
+    n_queued: int
+    n_running: int
+
+
+def read_status(graphs: Iterable[Graph], now_s: float) -> BackendStatus:
+    """Each graph and session as it is when it is looked at. What closes meanwhile is left out."""
+    graph_rows, session_rows = [], []
+    for graph in graphs:
+        try:
+            engine = graph.statistics()
+        except WasiNNError:  # unloaded meanwhile
+            continue
+        rows = [row for context in graph.contexts() if (row := _session_status(context, now_s)) is not None]
+        session_rows += rows
+        graph_rows.append(
+            GraphStatus(
+                name=graph.name,
+                model=str(graph.path),
+                n_sessions=len(rows),
+                n_queued=_count(rows, "queued"),
+                n_running=_count(rows, "running"),
+                engine=engine,
+            )
+        )
+    graph_rows.sort(key=lambda row: row.name)
+    session_rows.sort(key=lambda row: row.id)
+    return BackendStatus(
+        graphs=tuple(graph_rows),
+        sessions=tuple(session_rows),
+        n_queued=_count(session_rows, "queued"),
+        n_running=_count(session_rows, "running"),
+    )
+
+
+def _session_status(context: ExecutionContext, now_s: float) -> SessionStatus | None:
+    try:
+        n_tokens_cached = context.statistics().n_tokens_cached
+    except WasiNNError:  # closed meanwhile
+        return None
+    state = context.state
+    return SessionStatus(
+        id=context.id,
+        session_id=context.session_id,
+        graph=context.graph.name,
+        state=state,
+        age_s=max(0.0, now_s - context.created_s),
+        idle_s=max(0.0, now_s - context.last_used_s) if state == "idle" else 0.0,
+        n_tokens_cached=n_tokens_cached,
+    )
+
+
+def _count(rows: list[SessionStatus], state: ContextState) -> int:
+    return sum(row.state == state for row in rows)

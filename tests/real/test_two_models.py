@@ -1,0 +1,55 @@
+"""Two real models in one backend, and one put in the other's place while it serves."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from wasi_nn_backend import Backend, InvalidArgument
+
+pytestmark = pytest.mark.real
+
+CONFIG = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 12, "n_ctx": 512, "max_concurrent": 3}
+PROMPT = "Name the capital city of France."
+
+
+def test_interleaved_calls_and_a_reload_under_load(smollm2_path: Path, gemma_path: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(smollm2_path.read_bytes()[:100_000])
+    with Backend(CONFIG) as backend, ThreadPoolExecutor(4) as threads:
+        paths = {"small": smollm2_path, "gemma": gemma_path}
+        for name, path in paths.items():
+            backend.register(name, path)
+        graphs = {name: backend.load_by_name(name) for name in paths}
+        alone = {name: graph.init_execution_context().run_inference(PROMPT) for name, graph in graphs.items()}
+        assert "Paris" in alone["gemma"] or "Paris" in alone["small"]
+
+        def ask(name: str) -> str:
+            with graphs[name].init_execution_context() as context:
+                return context.run_inference(PROMPT)
+
+        names = ["small", "gemma"] * 4
+        assert list(threads.map(ask, names)) == [alone[name] for name in names]
+
+        swapped, n_answers_after = threading.Event(), threading.Semaphore(0)
+
+        def ask_on(_: int) -> list[str]:
+            answers = []
+            while not swapped.is_set() or len(answers) < 2:
+                answers.append(ask("small"))
+            n_answers_after.release()
+            return answers
+
+        asking = [threads.submit(ask_on, n) for n in range(3)]
+        try:
+            with pytest.raises(InvalidArgument):
+                backend.reload("small", broken)
+            backend.reload("small", gemma_path)
+        finally:
+            swapped.set()
+        answers = [answer for future in asking for answer in future.result(timeout=120)]
+        assert set(answers) <= set(alone.values())
+        assert ask("small") == ask("gemma") == alone["gemma"]
