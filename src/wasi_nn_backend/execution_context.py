@@ -382,12 +382,12 @@ class ExecutionContext(ContextLifetime):
         return self.graph.lease(settings)
 
     def _to_save(self, cells: ExportedCells) -> SavedSession:
-        config = merge((self._layer, ANONYMOUS), name="saved").values  # the file is the session's name
+        layer = merge((self._layer, ANONYMOUS), name="saved")  # the file is the session's name
         return SavedSession(
             fingerprint=self.graph.fingerprint,
             graph=self.graph.name,
             path=str(self.graph.path),
-            config={section: dict(keys) for section, keys in config.items()},
+            config=layer.as_document(),
             messages=self._session.messages,
             n_left_out=self._session.n_left_out,
             cells=cells,

@@ -41,6 +41,8 @@ sys.exit(main(["serve", sys.argv[1]]))
 """
 
 DEAF_WORK = """
+import logging
+logging.basicConfig()
 import sys, threading
 from wasi_nn_backend.cli.interrupts import run_interruptibly
 def work(cancellation):
