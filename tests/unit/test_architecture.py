@@ -23,6 +23,7 @@ LAYERS = (
     "__main__",
     "cli",
     "host",
+    "capi",
     "dialects",
     ROOT,
     "backend",
@@ -56,6 +57,7 @@ LAYERS = (
 OWNERS = {
     "llama_cpp": "llama",
     "wasmtime": "host",
+    "cffi": "capi",
     "typer": "cli",
     "click": "cli",
     "rich": "cli",
@@ -251,6 +253,7 @@ BROKEN = {
     "llama_cpp by name": ("backend.py", "__import__('llama_cpp.llama_cpp')", "only llama/ may import llama_cpp"),
     "llama_cpp's high level": ("llama/model.py", "from llama_cpp import Llama", "only the module llama_cpp.llama_cpp"),
     "wasmtime elsewhere": ("cli/run.py", "import wasmtime", "only host/ may import wasmtime"),
+    "cffi elsewhere": ("backend.py", "import cffi", "only capi/ may import cffi"),
     "typer elsewhere": ("host/runner.py", "from typer import Exit", "only cli/ may import typer"),
     "rich elsewhere": ("backend.py", "import rich.console", "only cli/ may import rich"),
     "print elsewhere": ("backend.py", "def f() -> None:\n    print('loaded')", "only cli/ prints"),

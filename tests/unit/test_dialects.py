@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wasi_nn_backend.dialects import CORE_DIALECTS, WASMEDGE, WITX, Dialect
+from wasi_nn_backend.dialects import CAPI, CORE_DIALECTS, WAMR, WASMEDGE, WITX, Dialect
 from wasi_nn_backend.errors import ErrorCode, InvalidArgument, InvalidEncoding
 from wasi_nn_backend.host.core_abi import CoreAbi
 
@@ -119,3 +119,35 @@ def test_tables_cannot_be_changed(dialect: Dialect) -> None:
     for table in (dialect.errnos, dialect.tensor_types, dialect.encodings, dialect.targets, dialect.functions):
         with pytest.raises(TypeError):
             table[0] = None  # type: ignore[index]
+
+
+# The C ABI: error names of the header's table, in its two columns.
+C_ERRORS = {
+    "success": (0, 0),
+    "invalid_argument": (1, 1),
+    "invalid_encoding": (2, 2),
+    "timeout": (3, 4),
+    "runtime_error": (4, 5),
+    "unsupported_operation": (5, 6),
+    "too_large": (6, 7),
+    "not_found": (7, 8),
+    "security": (8, 6),
+    "unknown": (9, 5),
+    "busy": (3, 4),
+    "missing_memory": (4, 3),
+    "end_of_sequence": (100, 100),
+    "context_full": (101, 101),
+    "prompt_too_long": (102, 102),
+    "model_not_found": (103, 103),
+}
+C_ENCODINGS = ["openvino", "onnx", "tensorflow", "pytorch", "tensorflowlite", "ggml", "autodetect"]
+
+
+@pytest.mark.parametrize(("dialect", "column"), [(CAPI, 0), (WAMR, 1)])
+def test_the_numbers_of_the_c_libraries(dialect: Dialect, column: int) -> None:
+    assert {code.value: number for code, number in dialect.errnos.items()} == {
+        name: numbers[column] for name, numbers in C_ERRORS.items()
+    }
+    assert [dialect.encodings[number].value for number in range(7)] == C_ENCODINGS
+    assert [dialect.targets[number].value for number in range(3)] == ["cpu", "gpu", "tpu"]
+    assert (dialect.door.prompt_mode, dialect.door.is_trusted) == (("chat", True), ("raw", False))[column]

@@ -1,0 +1,1 @@
+../src/wasi_nn_backend/capi/include/wasi_nn_llama.h

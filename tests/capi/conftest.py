@@ -1,0 +1,75 @@
+"""Libraries and programs in C, compiled once a session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import missing
+from wasi_nn_backend.capi.build import build_libraries
+from wasi_nn_backend.errors import UnsupportedOperation
+
+PROGRAMS = Path(__file__).parent / "programs"
+#: Of the library and of programs that use it. Leaks are not looked for: Python keeps most of what it allocates.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+STRICT = ("-g", "-Wall", "-Wextra", "-Werror")
+
+
+def need(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        missing(f"{program} is not installed; apt-get install {program}")
+    return path
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, timeout: float = 110) -> str:
+    """What a program that must succeed prints. It starts in another folder, with only ``env`` beside the essentials."""
+    clean = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME") if name in os.environ}
+    clean |= {"LC_ALL": "C.UTF-8", "WASI_NN_ATTENTION_PROBE": "0", **(env or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=clean, cwd="/")
+    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def built(folder: Path, *flags: str) -> Path:
+    from wasi_nn_backend import __version__  # noqa: PLC0415  read from the installed package
+
+    try:
+        build_libraries(folder, __version__, flags=flags)
+    except UnsupportedOperation as error:
+        missing(str(error))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("capi"), *STRICT)
+
+
+@pytest.fixture(scope="session")
+def sanitized_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("capi-sanitized"), *SANITIZERS)
+
+
+Compile = Callable[..., Path]
+
+
+@pytest.fixture
+def compile_program(tmp_path: Path) -> Compile:
+    """``compile_program(source, folder, *flags)``: a program linked with the library in ``folder``."""
+
+    def compile_one(source: str | Path, folder: Path, *flags: str, library: str = "wasi_nn_backend") -> Path:
+        need("gcc")
+        path = PROGRAMS / source
+        target = tmp_path / path.stem
+        command = ["gcc", "-std=gnu11", *STRICT, f"-I{folder / 'include'}", f"-I{PROGRAMS}", str(path), *flags]
+        command += ["-o", str(target), f"-L{folder}", f"-Wl,-rpath,{folder}", "-pthread", "-ldl"]
+        run(*command, *([f"-l{library}"] if library else []))
+        return target
+
+    return compile_one
