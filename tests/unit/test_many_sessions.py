@@ -37,6 +37,9 @@ def prompts_of(seed: int) -> list[tuple[str, int]]:
     ]
 
 
+REQUESTS = prompts_of(seed=1)
+
+
 def run_all(graph: Graph, requests: list[tuple[str, int]]) -> tuple[list[ExecutionContext], list[str]]:
     """One thread a session, as guests have it. All prompts are set before the first computes, so that they start
     together."""
@@ -69,27 +72,35 @@ def cells_cost(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
         monkeypatch.setattr(model, "kv_bytes_per_token", lambda *_: n_bytes)
 
 
-@pytest.fixture(params=["fake", "tiny model"])
+@pytest.fixture(params=["fake", "tiny model"], scope="module")
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with Backend(CONFIG, llama=FakeLlama() if request.param == "fake" else None) as backend:
         yield backend
 
 
+def texts_alone(backend: Backend, model_path: Path, requests: list[tuple[str, int]]) -> list[str]:
+    with backend.load_by_name_with_config(model_path, {"memory": {"enable_token_cache_reuse": False}}) as graph:
+        alone = graph.init_execution_context()
+        return [alone.run_inference(prompt, {"max_tokens": n_tokens}) for prompt, n_tokens in requests]
+
+
+@pytest.fixture(scope="module")
+def expected(backend: Backend, tiny_model_path: Path) -> list[str]:
+    """For both layouts: what takes longest is to run 200 sessions one after the other."""
+    return texts_alone(backend, tiny_model_path, REQUESTS)
+
+
 @pytest.mark.parametrize("layout", ["streams", "unified"])
 def test_200_sessions_over_a_cache_for_20_end_with_the_text_that_they_have_alone(
-    backend: Backend, tiny_model_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, tiny_model_path: Path, layout: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = prompts_of(seed=1)
-    with backend.load_by_name_with_config(tiny_model_path, {"memory": {"enable_token_cache_reuse": False}}) as graph:
-        alone = graph.init_execution_context()
-        expected = [alone.run_inference(prompt, {"max_tokens": n_tokens}) for prompt, n_tokens in requests]
     n_cells = N_IN_CACHE * N_CTX
     max_memory_mb = 128
     cells_cost(monkeypatch, int(max_memory_mb * 0.8 / 2 * (1 << 20) / n_cells))  # so that half of it is for 20 windows
     memory = {"kv_layout": layout, "max_memory_mb": max_memory_mb, "max_cache_tokens": 10**6}
     config = {"memory": memory, "backend": {"max_concurrent": 4 * N_IN_CACHE}}
     with backend.load_by_name_with_config(tiny_model_path, config) as graph:
-        contexts, texts = run_all(graph, requests)
+        contexts, texts = run_all(graph, REQUESTS)
         check_texts(texts, expected, exact=layout == "streams" or isinstance(backend.llama, FakeLlama))
         figures = graph.statistics()
         assert figures.n_runs == N_SESSIONS
@@ -107,9 +118,7 @@ def test_interrupted_for_lack_of_cells_and_resumed_is_uninterrupted(
 ) -> None:
     """Eight sessions that grow to 120 tokens each in a cache for 320."""
     requests = [(f"{n} said", 110) for n in range(8)]
-    with backend.load_by_name_with_config(tiny_model_path, {"memory": {"enable_token_cache_reuse": False}}) as graph:
-        alone = graph.init_execution_context()
-        expected = [alone.run_inference(prompt, {"max_tokens": n_tokens}) for prompt, n_tokens in requests]
+    expected = texts_alone(backend, tiny_model_path, requests)
     cells_cost(monkeypatch, int(128 * 0.8 / 2 * (1 << 20) / (2 * N_CTX)))
     memory = {"kv_layout": "unified", "max_memory_mb": 128}
     with backend.load_by_name_with_config(tiny_model_path, {"memory": memory}) as graph:
