@@ -38,8 +38,6 @@ __all__ = ["Backend"]
 
 _log = logging.getLogger(__name__)
 
-_log = logging.getLogger(__name__)
-
 
 class Backend:
     """Models, graphs and contexts of one program. Thread-safe; a context manager that closes what is left.

@@ -199,7 +199,7 @@ class Engine:
         self._plan = plan = self._scheduler.plan()
         for request in plan.started:
             self._leave_queue(self._generations[request.id])
-        if not self._apply(plan) or not plan.chunks:
+        if not self._move_cells(plan.operations) or not plan.chunks:
             return
         status, rows = self._decoder.decode(plan)
         if status is not DecodeStatus.DONE:
@@ -210,11 +210,8 @@ class Engine:
         tokens = self._sample(plan, rows)
         self._commit(plan, tokens)
 
-    def _apply(self, plan: StepPlan) -> bool:
-        """False when the plan no longer holds: a stream had to be cleared, and its request starts from nothing."""
-        return not plan.operations or self._move_cells(plan.operations)
-
     def _move_cells(self, operations: Iterable[KvOperation]) -> bool:
+        """False when the plan no longer holds: a stream had to be cleared, and its request starts from nothing."""
         cleared = self._memory.apply(operations)
         for stream in cleared:
             self._scheduler.restart(stream)
