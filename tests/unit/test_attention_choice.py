@@ -155,6 +155,11 @@ def test_a_sliding_window_spares_flash_attention_what_lies_outside() -> None:
         (replace(PARAMS, flash_attention="on"), BOTH, (STREAMS_ON, UNIFIED_ON)),
         (replace(PARAMS, cache_type_v="q8_0"), BOTH, (STREAMS_ON, UNIFIED_ON)),
         (replace(PARAMS, cache_type_k="q8_0"), ("streams",), (STREAMS_OFF, STREAMS_ON)),
+        (replace(PARAMS, n_ctx=257), ("streams",), (STREAMS_OFF, STREAMS_ON)),
+        (replace(PARAMS, n_ctx=256), ("streams",), (STREAMS_ON, STREAMS_OFF)),
+        (replace(PARAMS, n_ctx=256), BOTH, (STREAMS_ON, STREAMS_OFF, UNIFIED_OFF, UNIFIED_ON)),
+        (replace(PARAMS, n_ctx=64, n_sequences=4), BOTH, (STREAMS_ON, STREAMS_OFF, UNIFIED_ON, UNIFIED_OFF)),
+        (replace(PARAMS, n_ctx=256, flash_attention="off"), ("streams",), (STREAMS_OFF,)),
     ],
 )
 def test_what_the_caller_leaves_open(
