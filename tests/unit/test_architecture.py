@@ -26,6 +26,8 @@ LAYERS = (
     "capi",
     "dialects",
     ROOT,
+    "diagnosis",
+    "planning",
     "backend",
     "status",
     "graph",

@@ -14,7 +14,7 @@ import typer
 from wasi_nn_backend.capi.build import INCLUDE_DIR, LIBRARIES, Library, build_libraries, source_files
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
 
-__all__ = ["register"]
+__all__ = ["libraries_are_built", "register"]
 
 #: Where a wheel that was built with a compiler has them.
 _PACKAGED = INCLUDE_DIR.parent / "lib"
@@ -74,6 +74,11 @@ def _find() -> Path:
         return _PACKAGED
     folder = _cache_folder()
     return folder if _are_in(folder) else _build(folder)
+
+
+def libraries_are_built() -> bool:
+    """Whether ``wasi-nn capi`` has them already and needs no compiler."""
+    return _are_in(_PACKAGED) or _are_in(_cache_folder())
 
 
 def _are_in(folder: Path) -> bool:

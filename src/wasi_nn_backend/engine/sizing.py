@@ -6,15 +6,17 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.config.model import ModelSettings
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache import PoolLimits
-from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams, KvLayout, Model, ModelParams
+from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams, KvLayout, ModelParams
 
 __all__ = [
     "N_CELLS_RESERVED",
+    "ModelNumbers",
     "adapter_paths",
     "adapter_scales",
     "context_params",
@@ -42,6 +44,15 @@ _N_TEXTS_PER_BATCH = 32
 _N_CELLS_STEP = 256  # llama.cpp rounds cells up to a multiple
 #: Flash attention takes so many cells in one piece (ggml_compute_forward_flash_attn_ext_f16: fewer than 512).
 _N_CELLS_ONE_PIECE = 256
+
+
+class ModelNumbers(Protocol):
+    """What the sizes depend on: a loaded model has it, and so has the header of its file."""
+
+    @property
+    def n_ctx_train(self) -> int: ...
+
+    def kv_bytes_per_token(self, cache_type_k: str, cache_type_v: str) -> int: ...
 
 
 def n_usable_cores() -> int:
@@ -87,7 +98,7 @@ def engine_key(settings: Settings) -> Hashable:
     )
 
 
-def embedder_key(model: Model, settings: Settings) -> Hashable:
+def embedder_key(model: ModelNumbers, settings: Settings) -> Hashable:
     """What in the settings makes an embedder."""
     return settings.model.model_copy(update={"embedding": False}), resolved_n_ctx(model, settings)
 
@@ -153,7 +164,7 @@ def _expanded(path: str) -> Path:
         raise InvalidArgument(f"model.lora: {path}: {error}; write the path in full") from None
 
 
-def resolved_n_ctx(model: Model, settings: Settings) -> int:
+def resolved_n_ctx(model: ModelNumbers, settings: Settings) -> int:
     """One sequence's window in tokens: what was asked for, or 2048, but then not more than the model's training."""
     section = settings.model
     if section.n_ctx == 0:
@@ -169,7 +180,7 @@ def kv_layouts(settings: Settings) -> tuple[KvLayout, ...]:
     return ("streams", "unified") if layout == "auto" else (layout,)
 
 
-def wanted_context(model: Model, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
+def wanted_context(model: ModelNumbers, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
     """A context for all sequences that may run at once, with as many cells as ``memory.max_memory_mb`` reaches for.
 
     ``n_kv_bytes_elsewhere`` is what other contexts hold of it. Raises ``InvalidArgument`` when not one window fits.
@@ -185,7 +196,7 @@ def wanted_context(model: Model, settings: Settings, n_kv_bytes_elsewhere: int =
     )
 
 
-def embedding_context(model: Model, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
+def embedding_context(model: ModelNumbers, settings: Settings, n_kv_bytes_elsewhere: int = 0) -> ContextParams:
     """A context that takes one batch of texts, of all lengths up to a whole batch or a prompt's limit.
 
     Raises ``InvalidArgument`` when it does not fit ``memory.max_memory_mb`` beside what other contexts hold.
@@ -229,7 +240,7 @@ def _as_configured(section: ModelSettings, n_ctx: int) -> ContextParams:
     )
 
 
-def _n_cells(model: Model, settings: Settings, n_ctx: int, n_kv_bytes_elsewhere: int) -> int:
+def _n_cells(model: ModelNumbers, settings: Settings, n_ctx: int, n_kv_bytes_elsewhere: int) -> int:
     """Cells for all sequences. Where they would not leave anything for host memory, they get half of what there is, or
     one window: a session that has to leave the cache and finds no room there is computed again."""
     n_cells = n_ctx * settings.backend.max_concurrent

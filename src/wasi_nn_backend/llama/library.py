@@ -40,7 +40,7 @@ class NativeLlama:
         self._logger = logger
         self._log = LogBridge(logger)
         self._lock = threading.Lock()
-        self._use_extra_buffers: bool | None = None
+        self._verdict: amx_probe.Verdict | None = None
         self._numa: str | None = None
         native.llama_backend_init()
         self._build_commit = _build_commit()
@@ -90,13 +90,16 @@ class NativeLlama:
             )
 
     def load_model(self, params: ModelParams, progress: ProgressCallback | None = None) -> NativeModel:
-        return NativeModel(params, self._log, use_extra_buffers=self._may_use_extra_buffers(), progress=progress)
+        return NativeModel(params, self._log, use_extra_buffers=self.amx_verdict().use_extra_buffers, progress=progress)
 
-    def _may_use_extra_buffers(self) -> bool:
-        """Decided at the first load, not at import: where AMX has to be probed, it takes a second or two."""
+    def amx_verdict(self) -> amx_probe.Verdict:
+        """Whether models may be loaded with llama.cpp's extra buffer types.
+
+        Decided at the first load, not at import: where AMX has to be probed, it takes a second or two.
+        """
         with self._lock:
-            if self._use_extra_buffers is None:
-                verdict = amx_probe.decide(
+            if self._verdict is None:
+                self._verdict = verdict = amx_probe.decide(
                     amx_probe.ProbeEnvironment(
                         system_info=self._system_info,
                         cpu=amx_probe.read_cpu(),
@@ -109,8 +112,7 @@ class NativeLlama:
                 self._logger.debug("extra buffers: %s (%s)", verdict.use_extra_buffers, verdict.reason)
                 if verdict.warning is not None:
                     self._logger.warning("%s", verdict.warning)
-                self._use_extra_buffers = verdict.use_extra_buffers
-            return self._use_extra_buffers
+            return self._verdict
 
 
 def _build_commit() -> str:
