@@ -1,6 +1,6 @@
 """Whether layers on a GPU give the text that the CPU gives: llama.cpp with Vulkan, on Mesa's software driver.
 
-    apt-get install mesa-vulkan-drivers libvulkan-dev glslc
+    apt-get install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers
     python tools/vulkan_check.py            # 15 to 40 minutes on two cores the first time: it compiles llama.cpp
 
 Not part of the tests: it compiles for long, and computes a prompt slowly. A machine with a GPU and its driver is tested
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("mesa-vulkan-drivers", "libvulkan-dev", "glslc", "spirv-headers")
 PROGRAM = """
 import json, sys
 from wasi_nn_backend import Backend
@@ -38,7 +39,9 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="make the environment there, or go on with it")
     arguments = parser.parse_args()
     if shutil.which("glslc") is None:
-        raise SystemExit("vulkan: glslc is missing: apt-get install mesa-vulkan-drivers libvulkan-dev glslc")
+        raise SystemExit(
+            "vulkan: glslc is missing: apt-get install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers"
+        )
     with contextlib.ExitStack() as stack:
         folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wasi-nn-vulkan-")))
         python = install(folder)
@@ -59,7 +62,7 @@ def main() -> int:
 def install(folder: Path) -> str:
     """An environment with this project over a llama.cpp with Vulkan; returns its Python."""
     python = str(folder / "bin" / "python")
-    if Path(python).exists():
+    if (folder / "done").exists():
         return python
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (llama,) = [one for one in project["dependencies"] if one.startswith("llama-cpp-python")]
@@ -68,6 +71,7 @@ def install(folder: Path) -> str:
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     run([*pip, "--no-binary", "llama-cpp-python", llama], {"CMAKE_ARGS": "-DGGML_VULKAN=on"})
     run([*pip, "--only-binary", "llama-cpp-python", f"{ROOT}[demo]"])
+    (folder / "done").touch()
     return python
 
 

@@ -32,6 +32,7 @@ from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, mod
 from wasi_nn_backend.session import SessionFiles, read_session
 from wasi_nn_backend.session_store import SessionStore
 from wasi_nn_backend.status import BackendStatus, read_status
+from wasi_nn_backend.tasks import TaskBook
 from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
 
 __all__ = ["Backend"]
@@ -61,6 +62,7 @@ class Backend:
         self._store = EngineStore(self.llama, clock)
         self.sessions = SessionStore(clock)
         self.session_files = SessionFiles()
+        self.tasks = TaskBook()
         self._lock = threading.Lock()
         self._reloading = threading.Lock()
         self._graphs: set[Graph] = set()
@@ -208,7 +210,7 @@ class Backend:
         """What is loaded, who has a session, and what they are doing."""
         with self._lock:
             graphs = list(self._graphs)
-        return read_status(graphs, self.now_s())
+        return read_status(graphs, self._store, self.tasks, self.now_s())
 
     def close(self, grace_s: float = 0.0) -> None:
         """Refuse new work, end what runs, and unload every graph; nothing of the backend is left then. Idempotent.

@@ -327,8 +327,9 @@ class ExecutionContext(ContextLifetime):
         reads on after an error must not take them for the answer."""
         self._run = None
         lease = self._lease_for(settings)
+        task = self.graph.new_task(self.id, settings)
         try:
-            run = start_run(self._session, lease, settings, self.graph.next_id(), streams=streams, single=single)
+            run = start_run(self._session, lease, settings, task, streams=streams, single=single)
         except BaseException:
             lease.release()
             raise
@@ -343,7 +344,7 @@ class ExecutionContext(ContextLifetime):
 
     def _finish(self, run: AnyRun) -> None:
         """The caller is done with a run, early or not: end it, record the turn, give its engine back."""
-        run.end(logs_at_info=self.settings.logging.enable_log)
+        run.end()
         if run.finish_reason is not FinishReason.ERROR and (
             run.text or run.finish_reason is not FinishReason.CANCELLED
         ):

@@ -35,6 +35,7 @@ from wasi_nn_backend.session import (
     model_fingerprint,
     read_session,
 )
+from wasi_nn_backend.tasks import Task, TaskKind
 from wasi_nn_backend.types import Door
 
 __all__ = ["Graph", "LoadedModel"]
@@ -148,7 +149,7 @@ class Graph:
         lease = self.retained_lease()
         try:
             self._backend.check_takes_work()
-            return embed_texts(lease, texts)
+            return embed_texts(lease, texts, self.new_task(0, self.settings, "embedding"))
         finally:
             lease.release()
 
@@ -297,6 +298,9 @@ class Graph:
 
     def next_id(self) -> int:
         return self._backend.next_id()
+
+    def new_task(self, context_id: int, settings: Settings, kind: TaskKind = "text") -> Task:
+        return self._backend.tasks.new(self.next_id(), self.name, context_id, settings, kind)
 
     def now_s(self) -> float:
         return self._backend.now_s()

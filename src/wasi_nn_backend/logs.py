@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-__all__ = ["LIBRARY_LOGGER", "TRACE", "LogOptions", "LogOutput", "reopen_files"]
+__all__ = ["LIBRARY_LOGGER", "TRACE", "LogEvent", "LogOptions", "LogOutput", "reopen_files"]
 
 LIBRARY_LOGGER: Final = "wasi_nn_backend"
 
@@ -43,8 +44,29 @@ _MARKS: Final = (
     (0, "trace", "2"),
 )
 
+#: What a field's text needs no quotes for.
+_PLAIN_TEXT: Final = re.compile(r"[\w./:@+-]+")
+
 #: Outputs are opened and closed by any thread; the handlers themselves have locks of their own.
 _LOCK: Final = threading.Lock()
+
+
+class LogEvent:
+    """A message with fields, for people and programs: ``message key=value ...`` as text, members of their own in JSON.
+
+    Texts that hold more than letters, digits and ``._/:@+-`` are quoted as in JSON, so that a name with a space or a
+    line end stays one value on one line. Fields that are None are left out of the text.
+    """
+
+    __slots__ = ("fields", "message")
+
+    def __init__(self, message: str, fields: Mapping[str, str | int | float | None]) -> None:
+        self.message = message
+        self.fields = fields
+
+    def __str__(self) -> str:
+        pairs = [f"{key}={_field_text(value)}" for key, value in self.fields.items() if value is not None]
+        return " ".join((self.message, *pairs))
 
 
 class LogOptions(Protocol):
@@ -249,6 +271,14 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _field_text(value: str | int | float) -> str:
+    if not isinstance(value, str):
+        return str(value)
+    if _PLAIN_TEXT.fullmatch(value):
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())
+
+
 def _lines(settings: LogOptions) -> _TextLines | _JsonLines:
     return _JsonLines(settings) if settings.format == "json" else _TextLines(settings)
 
@@ -280,8 +310,11 @@ class _JsonLines(logging.Formatter):
 
     def line(self, record: logging.LogRecord, *, in_colour: bool) -> str:
         """Colours are for people."""
-        line: dict[str, str] = {"time": _time(record)} if self._settings.timestamps else {}
-        line |= {"level": _mark(record.levelno)[0], "logger": record.name, "message": record.getMessage().rstrip()}
+        line: dict[str, Any] = {"time": _time(record)} if self._settings.timestamps else {}
+        event = record.msg if isinstance(record.msg, LogEvent) else None
+        message = record.getMessage().rstrip() if event is None else event.message
+        line |= {"level": _mark(record.levelno)[0], "logger": record.name, "message": message}
+        line |= {} if event is None else event.fields
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

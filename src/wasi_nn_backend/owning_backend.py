@@ -11,6 +11,7 @@ from wasi_nn_backend.engine import EngineLease
 from wasi_nn_backend.llama.interface import Llama, ProgressCallback
 from wasi_nn_backend.session import SessionFiles
 from wasi_nn_backend.session_store import SessionStore
+from wasi_nn_backend.tasks import TaskBook
 
 __all__ = ["OwningBackend"]
 
@@ -23,6 +24,7 @@ class OwningBackend(Protocol[_Graph_contra]):
     llama: Llama
     sessions: SessionStore
     session_files: SessionFiles
+    tasks: TaskBook
 
     def next_id(self) -> int: ...
 

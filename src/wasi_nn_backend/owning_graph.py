@@ -11,6 +11,7 @@ from wasi_nn_backend.doors import ConfigPlace
 from wasi_nn_backend.engine import EngineLease
 from wasi_nn_backend.llama.interface import Llama
 from wasi_nn_backend.session import ChatTemplates, Session
+from wasi_nn_backend.tasks import Task
 from wasi_nn_backend.types import Door
 
 __all__ = ["OwningGraph"]
@@ -58,7 +59,8 @@ class OwningGraph(Protocol[_Context]):
     def limits(self) -> BackendSettings:
         """For contexts of this graph."""
 
-    def next_id(self) -> int: ...
+    def new_task(self, context_id: int, settings: Settings) -> Task:
+        """For a prompt that a context is about to run."""
 
     def now_s(self) -> float:
         """The backend's clock."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wasi_nn_backend.context_lifetime import ContextState
-from wasi_nn_backend.engine import EngineStatistics
+from wasi_nn_backend.engine import EngineStatistics, EngineStore
 from wasi_nn_backend.errors import WasiNNError
 from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.graph import Graph
+from wasi_nn_backend.tasks import TaskBook, TaskTotals
 
 __all__ = ["BackendStatus", "GraphStatus", "SessionStatus", "read_status"]
 
@@ -43,14 +44,22 @@ class SessionStatus:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
+    """``engines`` are those of the graphs, each once, and those that contexts with settings of their own have.
+    ``tasks`` counts since the backend began, by graph. ``now_s`` is the backend's clock: rates need a difference of it.
+    """
+
     graphs: tuple[GraphStatus, ...]
     sessions: tuple[SessionStatus, ...]
     n_queued: int
     n_running: int
+    engines: tuple[EngineStatistics, ...]
+    tasks: tuple[TaskTotals, ...]
+    now_s: float
 
 
-def read_status(graphs: Iterable[Graph], now_s: float) -> BackendStatus:
+def read_status(graphs: Iterable[Graph], store: EngineStore, tasks: TaskBook, now_s: float) -> BackendStatus:
     """Each graph and session as it is when it is looked at. What closes meanwhile is left out."""
+    totals = tasks.totals()  # first, at the time that is told: engines answer only between two steps
     graph_rows, session_rows = [], []
     for graph in graphs:
         try:
@@ -76,7 +85,16 @@ def read_status(graphs: Iterable[Graph], now_s: float) -> BackendStatus:
         sessions=tuple(session_rows),
         n_queued=_count(session_rows, "queued"),
         n_running=_count(session_rows, "running"),
+        engines=_engines(graph_rows, store),
+        tasks=totals,
+        now_s=now_s,
     )
+
+
+def _engines(graphs: Iterable[GraphStatus], store: EngineStore) -> tuple[EngineStatistics, ...]:
+    found = {row.engine.id: row.engine for row in graphs if row.engine.id}  # 0: a graph that only gives vectors
+    others = store.statistics(besides=found)
+    return tuple(sorted((*found.values(), *others), key=lambda row: row.id))
 
 
 def _session_status(context: ExecutionContext, now_s: float) -> SessionStatus | None:

@@ -20,7 +20,7 @@ def test_a_configuration_sets_level_and_file(wasi_nn_here: Command, tiny_model_p
     text = (tmp_path / "x.log").read_text()
     assert "debug: " in text
     assert "is loaded" in text
-    assert "tokens of prompt" in text
+    assert "task finished" in text
 
 
 def test_a_level_in_the_configuration_counts_unless_the_command_line_says_one(

@@ -28,6 +28,7 @@ LAYERS = (
     ROOT,
     "diagnosis",
     "planning",
+    "metrics",
     "backend",
     "status",
     "graph",
@@ -42,6 +43,7 @@ LAYERS = (
     "doors",
     "log_setup",
     "session",
+    "tasks",
     "engine",
     "scheduler",
     "kvcache",
@@ -63,6 +65,7 @@ OWNERS = {
     "typer": "cli",
     "click": "cli",
     "rich": "cli",
+    "prometheus_client": "metrics",
 }
 #: Number tables that every door can read without loading anything else.
 TABLES = "dialects"

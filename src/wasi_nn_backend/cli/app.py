@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from wasi_nn_backend.cli import capi, chat, doctor, generate, inspect, plan, run, schema
+from wasi_nn_backend.cli import capi, chat, doctor, generate, inspect, plan, run, schema, top
 from wasi_nn_backend.cli.exit_codes import ExitCode, print_error, report_os_error
 from wasi_nn_backend.cli.logs import LogLevel, open_log, reopening_files_on_hangup
 from wasi_nn_backend.cli.streams import close_stdout
@@ -31,6 +31,7 @@ app = typer.Typer(
 run.register(app)
 generate.register(app)
 chat.register(app)
+top.register(app)
 inspect.register(app)
 plan.register(app)
 doctor.register(app)

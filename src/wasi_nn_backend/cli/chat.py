@@ -13,6 +13,13 @@ import typer
 from wasi_nn_backend.cli.conversation import Conversation, converse
 from wasi_nn_backend.cli.exit_codes import ExitCode, exits_cleanly
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
+from wasi_nn_backend.cli.metrics_options import (
+    MetricsAddressOption,
+    MetricsPlace,
+    MetricsPortOption,
+    metrics_place,
+    serving_metrics,
+)
 from wasi_nn_backend.cli.model_options import (
     ONE_AT_A_TIME,
     ConfigOption,
@@ -55,6 +62,8 @@ def chat(  # noqa: PLR0913, PLR0917
     max_tokens: MaxTokensOption = None,
     config: ConfigOption = None,
     stats: StatsOption = False,
+    metrics_port: MetricsPortOption = None,
+    metrics_address: MetricsAddressOption = None,
 ) -> None:
     """Talk with a model, one message a line; it remembers what was said.
 
@@ -74,10 +83,11 @@ def chat(  # noqa: PLR0913, PLR0917
         stopping={"max_tokens": max_tokens},
         session={"prompt_mode": "chat", "system_prompt": system},
     )
+    metrics = metrics_place(metrics_port, metrics_address)
     interactive = sys.stdin.isatty()
     with ExitStack() as stack:
         conversation = run_interruptibly(
-            lambda cancellation: _open(stack, model, graph_config, context_config, cancellation)
+            lambda cancellation: _open(stack, model, graph_config, context_config, metrics, cancellation)
         )
         if interactive:
             print(f"Chat with {os.path.basename(model)}. /help lists the commands, Ctrl-D ends.", file=sys.stderr)
@@ -86,11 +96,17 @@ def chat(  # noqa: PLR0913, PLR0917
 
 
 def _open(
-    stack: ExitStack, model: str, graph_config: Layer, context_config: Layer, cancellation: Cancellation
+    stack: ExitStack,
+    model: str,
+    graph_config: Layer,
+    context_config: Layer,
+    metrics: MetricsPlace,
+    cancellation: Cancellation,
 ) -> Conversation:
     from wasi_nn_backend import Backend
 
     backend = stack.enter_context(Backend(ONE_AT_A_TIME))
+    stack.enter_context(serving_metrics(backend, metrics))
     with load_progress(f"Loading {os.path.basename(model)}", cancellation) as progress:
         graph = stack.enter_context(backend.load_by_name_with_config(model, graph_config, progress=progress))
     return Conversation(stack.enter_context(graph.init_execution_context(context_config)))

@@ -13,6 +13,13 @@ import typer
 from wasi_nn_backend.cli.answer import Answer, AnsweringContext, stream_answer
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
+from wasi_nn_backend.cli.metrics_options import (
+    MetricsAddressOption,
+    MetricsPlace,
+    MetricsPortOption,
+    metrics_place,
+    serving_metrics,
+)
 from wasi_nn_backend.cli.model_options import (
     ONE_AT_A_TIME,
     ConfigOption,
@@ -46,6 +53,7 @@ class GenerateRequest:
     prompt: bytes
     graph_config: Layer
     context_config: Layer
+    metrics: MetricsPlace
     as_json: bool
     stats: bool
 
@@ -70,6 +78,8 @@ def generate(  # noqa: PLR0913, PLR0917
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     stats: StatsOption = False,
+    metrics_port: MetricsPortOption = None,
+    metrics_address: MetricsAddressOption = None,
 ) -> None:
     """Answer one prompt; the answer appears on stdout while it is made.
 
@@ -87,6 +97,7 @@ def generate(  # noqa: PLR0913, PLR0917
         prompt=read_prompt(prompt, raw=raw),
         graph_config=parse_config_options(config or [], option="--config"),
         context_config=option_layer(sampling=sampling.section(), stopping=stopping, session=session),
+        metrics=metrics_place(metrics_port, metrics_address),
         as_json=as_json,
         stats=stats,
     )
@@ -121,7 +132,7 @@ def read_stdin() -> bytes:
 def _load_and_answer(request: GenerateRequest, cancellation: Cancellation) -> None:
     from wasi_nn_backend import Backend
 
-    with Backend(ONE_AT_A_TIME) as backend:
+    with Backend(ONE_AT_A_TIME) as backend, serving_metrics(backend, request.metrics):
         with load_progress(f"Loading {os.path.basename(request.model)}", cancellation) as progress:
             graph = backend.load_by_name_with_config(request.model, request.graph_config, progress=progress)
         with graph, graph.init_execution_context(request.context_config) as context:

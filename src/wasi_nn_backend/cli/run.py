@@ -22,6 +22,13 @@ from wasi_nn_backend.cli.graph_options import (
     unique_graphs,
 )
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
+from wasi_nn_backend.cli.metrics_options import (
+    MetricsAddressOption,
+    MetricsPlace,
+    MetricsPortOption,
+    metrics_place,
+    serving_metrics,
+)
 from wasi_nn_backend.cli.model_options import parse_config_options
 from wasi_nn_backend.errors import WasiNNError
 
@@ -130,6 +137,8 @@ def run(  # noqa: PLR0913, PLR0917
         int | None,
         typer.Option(metavar="MIB", min=1, rich_help_panel=_LIMITS, help="The most memory the guest may have."),
     ] = None,
+    metrics_port: MetricsPortOption = None,
+    metrics_address: MetricsAddressOption = None,
 ) -> None:
     """Run a WebAssembly module that uses WASI-NN. Only its own output appears on stdout.
 
@@ -160,7 +169,8 @@ def run(  # noqa: PLR0913, PLR0917
         limits=HostLimits(allow_load_bytes=allow_load_bytes),
     )
     backend_layer = _backend_layer(nn_config)
-    result = run_interruptibly(lambda cancellation: _run_guest(config, backend_layer, graphs, cancellation))
+    metrics = metrics_place(metrics_port, metrics_address)
+    result = run_interruptibly(lambda cancellation: _run_guest(config, backend_layer, graphs, metrics, cancellation))
     _finish(result)
 
 
@@ -195,12 +205,16 @@ def _dialect(name: str) -> Dialect:
 
 
 def _run_guest(
-    config: RunConfig, backend_layer: Layer, graphs: Sequence[NamedGraph], cancellation: Cancellation
+    config: RunConfig,
+    backend_layer: Layer,
+    graphs: Sequence[NamedGraph],
+    metrics: MetricsPlace,
+    cancellation: Cancellation,
 ) -> GuestResult:
     from wasi_nn_backend.cli.progress_backend import ProgressBackend
     from wasi_nn_backend.host import GuestRunner
 
-    with ProgressBackend(backend_layer, cancellation) as backend:
+    with ProgressBackend(backend_layer, cancellation) as backend, serving_metrics(backend, metrics):
         for graph in graphs:
             backend.register(graph.option.name, graph.option.model, graph.layer)
             _warn_if_missing(graph.option)

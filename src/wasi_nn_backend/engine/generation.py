@@ -62,6 +62,7 @@ class Generation:
         self.n_tokens_output = 0
         self.submitted_s = 0.0
         self.waits_in_queue = False  # until it starts for the first time
+        self.started_s: float | None = None  # when it first got a place in the batch
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self._pieces: SimpleQueue[Piece | None] | None = SimpleQueue() if streams else None

@@ -45,6 +45,7 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         options = options or EngineOptions()
+        self.id = options.id
         # llama.cpp rounds up; users get what they asked for
         self.n_ctx = min(context.n_ctx, options.n_ctx or context.n_ctx)
         self.n_sequences = context.n_sequences
@@ -72,7 +73,8 @@ class Engine:
         self._generations: dict[int, Generation] = {}
         self._deadlines = Deadlines()
         self._late: list[Generation] = []  # those that wait although their time-out is over
-        self._book = StatisticsBook(self._pool)
+        n_cells = options.n_cells or context.n_sequences * self.n_ctx
+        self._book = StatisticsBook(self._pool, EngineStatistics(id=options.id, model=options.model, n_cells=n_cells))
         self._pieces: dict[int, bytes] = {}
         self._pieces_special: dict[int, bytes] = {}
         self._plan = _NO_PLAN  # the step that runs now
@@ -197,7 +199,9 @@ class Engine:
         self._expire()
         self._plan = _NO_PLAN
         self._plan = plan = self._scheduler.plan()
+        started_s = self._clock() if plan.started else None
         for request in plan.started:
+            self._generations[request.id].started_s = started_s
             self._leave_queue(self._generations[request.id])
         if not self._move_cells(plan.operations) or not plan.chunks:
             return

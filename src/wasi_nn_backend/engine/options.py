@@ -13,7 +13,9 @@ __all__ = ["EngineOptions"]
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """``n_ctx`` is one sequence's window in tokens, None the context's own; ``kv_bytes`` what the context's cells take.
+    """``id`` tells the engine from others of its backend, ``model`` is its model's file; both are for the status.
+
+    ``n_ctx`` is one sequence's window in tokens, None the context's own; ``kv_bytes`` what the context's cells take.
 
     ``n_cells`` is how many cells all sequences share, None where each has its own. ``n_tokens_step_max`` bounds a
     step's tokens (None: the context's batch), ``n_running_max`` its sequences (None: all). ``company_wait_s`` is the
@@ -26,6 +28,8 @@ class EngineOptions:
     which otherwise end when it is their turn.
     """
 
+    id: int = 0
+    model: str = ""
     n_ctx: int | None = None
     kv_bytes: int = 0
     n_cells: int | None = None

@@ -54,8 +54,9 @@ class EngineStatistics(SessionStatistics):
     """The same over all sessions since the engine started, its steps, and what its memory holds now.
 
     ``n_tokens_decoded`` is what ``n_steps`` decodes had, ``n_sequence_steps`` their sequences. ``n_kv_bytes`` is what
-    the context's cells take, used or not. ``n_waiting`` and ``n_running`` are runs. ``n_threads`` is the number chosen
-    for the last decode, None where it is fixed.
+    the context's ``n_cells`` take, used or not. ``n_waiting`` and ``n_running`` are runs, of which ``n_sequences`` fit
+    into a step. ``n_threads`` is the number chosen for the last decode, None where it is fixed. ``id`` and ``model``, a
+    path, say which engine this is.
     """
 
     n_steps: int = 0
@@ -68,6 +69,9 @@ class EngineStatistics(SessionStatistics):
     n_waiting: int = 0
     n_running: int = 0
     n_threads: int | None = None
+    n_cells: int = 0
+    id: int = 0
+    model: str = ""
 
     @property
     def n_sequences_per_step(self) -> float:
@@ -81,11 +85,12 @@ class EngineStatistics(SessionStatistics):
 
 
 class StatisticsBook:
-    """Counts for an engine and each of its sessions. The engine's thread owns it."""
+    """Counts for an engine and each of its sessions. The engine's thread owns it. ``engine`` is what is known of the
+    engine from the beginning; it is counted in."""
 
-    def __init__(self, pool: StreamPool) -> None:
+    def __init__(self, pool: StreamPool, engine: EngineStatistics) -> None:
         self._pool = pool
-        self._engine = EngineStatistics()
+        self._engine = engine
         self._sessions: dict[int, SessionStatistics] = {}
 
     def add_step(self, n_sequences: int, n_tokens: int) -> None:

@@ -7,9 +7,10 @@ section ``model``, and exist from the first use on.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -34,7 +35,7 @@ from wasi_nn_backend.engine.sizing import (
     wanted_context,
 )
 from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
-from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, RuntimeFailure, UnsupportedOperation
+from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, RuntimeFailure, UnsupportedOperation, WasiNNError
 from wasi_nn_backend.llama.interface import ContextParams, Llama, Model, ProgressCallback
 
 __all__ = ["EngineLease", "EngineStore"]
@@ -187,6 +188,7 @@ class EngineStore:
         self._clock = clock
         self._has_warned_of_gpu = False
         self._embeds = True
+        self._ids = itertools.count(1)
         self._sizing = threading.Lock()
         self._n_kv_bytes = 0  # of all engines' contexts
         self._models: _Shared[Model] = _Shared(lambda model: model.close())
@@ -214,7 +216,7 @@ class EngineStore:
         key = (model_key, resolved_n_ctx(model, settings), engine_key(settings))
         try:
             scales = adapter_scales(settings, paths)
-            serving = self._servings.acquire(key, lambda: self._open_serving(model_key, model, settings, scales))
+            serving = self._servings.acquire(key, lambda: self._open_serving(path, model_key, model, settings, scales))
         except BaseException:
             self._models.release(model_key)
             raise
@@ -231,6 +233,18 @@ class EngineStore:
             if not self._embeds:
                 raise RuntimeFailure("the backend is closed: make a new one")
             return serving.embedder
+
+    def statistics(self, besides: Container[int] = ()) -> list[EngineStatistics]:
+        """Of every engine that exists, also of those that only some contexts use; not of the ids ``besides``."""
+        engines = [serving.engine for serving in self._servings.values()]
+        rows = []
+        for engine in engines:
+            if engine is not None and engine.id not in besides:
+                try:
+                    rows.append(engine.statistics())
+                except WasiNNError:  # closed meanwhile
+                    continue
+        return rows
 
     def stop_embedders(self) -> None:
         """End what is being embedded, and refuse more: the backend closes."""
@@ -253,10 +267,10 @@ class EngineStore:
         return settings.model_copy(update={"model": settings.model.model_copy(update=neutral)})
 
     def _open_serving(
-        self, model_key: Hashable, model: Model, settings: Settings, scales: tuple[float, ...]
+        self, path: Path, model_key: Hashable, model: Model, settings: Settings, scales: tuple[float, ...]
     ) -> _Serving:
         generates = model.can_generate and not settings.model.embedding
-        engine = self._open_engine(model, settings, scales) if generates else None
+        engine = self._open_engine(path, model, settings, scales) if generates else None
         return _Serving(model, settings, (model_key, embedder_key(model, settings)), engine)
 
     def _close_serving(self, serving: _Serving) -> None:
@@ -267,7 +281,7 @@ class EngineStore:
         if serving.engine is not None:
             self._close_engine(serving.engine)
 
-    def _open_engine(self, model: Model, settings: Settings, scales: tuple[float, ...]) -> Engine:
+    def _open_engine(self, path: Path, model: Model, settings: Settings, scales: tuple[float, ...]) -> Engine:
         cache_types = settings.model.cache_type_k, settings.model.cache_type_v
         queue = settings.backend
         with self._sizing:  # what is free must still be free when it is taken
@@ -280,6 +294,8 @@ class EngineStore:
                     model.vocabulary,
                     self._clock,
                     EngineOptions(
+                        id=next(self._ids),
+                        model=str(path),
                         n_ctx=sizes.n_ctx,
                         kv_bytes=kv_bytes,
                         n_cells=sizes.n_cells,

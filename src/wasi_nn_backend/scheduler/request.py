@@ -33,6 +33,8 @@ class Request:
     ``priority`` is 0 for the lowest. ``user`` is whose share of the batch it takes. ``arrival`` is the scheduler's.
     ``has_started`` stays true when it is interrupted.
 
+    ``n_tokens_decoded`` went through the model for it, whatever was cached, shifted or lost.
+
     ``credit_tokens`` is how many tokens may be generated before the consumer asks for more; None is no limit.
     """
 
@@ -49,6 +51,7 @@ class Request:
     n_tokens_prompt: int = 0
     n_tokens_generated: int = 0
     n_tokens_computed: int = 0
+    n_tokens_decoded: int = 0
     n_tokens_reused: int = 0
     n_tokens_shared: int = 0
     n_tokens_recomputed: int = 0

@@ -127,6 +127,7 @@ class Scheduler:
         if self._shares is not None:
             self._shares.serve(request, chunk.n_tokens)
         request.n_tokens_computed = end
+        request.n_tokens_decoded += chunk.n_tokens
 
     def append_sampled(self, request: Request, token: int) -> None:
         """A token was sampled; without credit left the request pauses until ``grant``, and its stream may be taken."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,10 +12,9 @@ from wasi_nn_backend.engine import Embedder, EmbeddingJob, EngineLease
 from wasi_nn_backend.errors import Cancelled, InvalidArgument
 from wasi_nn_backend.output import FinishReason, RunMetadata, embedding_json
 from wasi_nn_backend.session.session import Prompt
+from wasi_nn_backend.tasks import Task, TaskFigures
 
 __all__ = ["EmbeddingRun", "embed_texts", "start_embedding"]
-
-_log = logging.getLogger(__name__)
 
 
 class EmbeddingRun:
@@ -24,12 +22,13 @@ class EmbeddingRun:
 
     is_single = False
 
-    def __init__(self, job: EmbeddingJob, embedder: Embedder, lease: EngineLease, prompt: Prompt) -> None:
+    def __init__(self, job: EmbeddingJob, embedder: Embedder, lease: EngineLease, prompt: Prompt, task: Task) -> None:
         self.prompt = prompt
         self.lease = lease
         self.last_piece = b""
         self._job = job
         self._embedder = embedder
+        self._task = task
         self._is_taken = False
 
     @property
@@ -43,11 +42,7 @@ class EmbeddingRun:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        if not self._job.done:
-            return None
-        if self._job.error is None:
-            return FinishReason.STOP
-        return FinishReason.CANCELLED if isinstance(self._job.error, Cancelled) else FinishReason.ERROR
+        return _finish_reason(self._job) if self._job.done else None
 
     @property
     def has_started(self) -> bool:
@@ -64,16 +59,11 @@ class EmbeddingRun:
         """Any thread; without effect when the run is over."""
         self._embedder.cancel(self._job)
 
-    def end(self, *, logs_at_info: bool) -> None:
-        """Stop it if it is not over, wait until it is, and log what it did."""
+    def end(self) -> None:
+        """Stop it if it is not over, wait until it is, and tell what it did."""
         self.cancel()
         self.wait()
-        _log.log(
-            logging.INFO if logs_at_info else logging.DEBUG,
-            "embedding of %d tokens, finish_reason=%s",
-            len(self.prompt.tokens),
-            "none" if self.finish_reason is None else self.finish_reason.value,
-        )
+        self._task.finish(_finish_reason(self._job).value, self._job.error)
 
     def take_piece(self) -> bytes | None:
         """The whole output once it is there, then None."""
@@ -96,30 +86,61 @@ class EmbeddingRun:
         )
 
 
-def start_embedding(lease: EngineLease, prompt: Prompt) -> EmbeddingRun:
+def start_embedding(lease: EngineLease, prompt: Prompt, task: Task) -> EmbeddingRun:
     """Submit a prompt to the leased embedder. Raises ``PromptTooLong``; the lease is the caller's then."""
     embedder = lease.embedder()
-    return EmbeddingRun(embedder.submit([prompt.tokens]), embedder, lease, prompt)
+    return EmbeddingRun(_submit(embedder, [prompt.tokens], task), embedder, lease, prompt, task)
 
 
-def embed_texts(lease: EngineLease, texts: Iterable[str]) -> npt.NDArray[np.float32]:
+def embed_texts(lease: EngineLease, texts: Iterable[str], task: Task) -> npt.NDArray[np.float32]:
     """The vectors of texts, shape [n_texts, n_embd], in their order. See ``Graph.embed`` for what it raises."""
+    try:
+        tokens = _tokenize(lease, texts)
+        embedder = lease.embedder()
+        job = _submit(embedder, tokens, task)
+    except BaseException as error:
+        task.refuse(error)
+        raise
+    try:
+        job.wait()
+    finally:
+        embedder.cancel(job)  # after Ctrl-C nobody wants the vectors any more; else without effect
+        task.finish(_finish_reason(job).value, job.error)
+    job.raise_error()
+    return job.vectors
+
+
+def _tokenize(lease: EngineLease, texts: Iterable[str]) -> list[list[int]]:
     if isinstance(texts, str | bytes):
         raise InvalidArgument("embed takes a list of texts: put the single text into one")
     vocabulary = lease.model.vocabulary
-    tokens = [
+    return [
         vocabulary.tokenize(_checked(index, text), add_special=True, parse_special=True)
         for index, text in enumerate(texts)
     ]
-    embedder = lease.embedder()
-    job = embedder.submit(tokens)
-    try:
-        job.wait()
-    except BaseException:  # Ctrl-C: nobody wants the vectors any more
-        embedder.cancel(job)
-        raise
-    job.raise_error()
-    return job.vectors
+
+
+def _submit(embedder: Embedder, texts: Sequence[Sequence[int]], task: Task) -> EmbeddingJob:
+    job = embedder.submit(texts)
+    task.begin(lambda: _figures(job))
+    return job
+
+
+def _figures(job: EmbeddingJob) -> TaskFigures:
+    """Which of a job's texts are in a batch already is not told apart: all are computed when it is done."""
+    n_tokens = sum(map(len, job.texts))
+    return TaskFigures(
+        n_tokens_prompt=n_tokens,
+        n_tokens_computed=n_tokens if job.done and job.error is None else 0,
+        duration_s=0.0 if job.finished_s is None else job.finished_s - job.submitted_s,
+    )
+
+
+def _finish_reason(job: EmbeddingJob) -> FinishReason:
+    """Of a job that is done."""
+    if job.error is None:
+        return FinishReason.STOP
+    return FinishReason.CANCELLED if isinstance(job.error, Cancelled) else FinishReason.ERROR
 
 
 def _checked(index: int, text: object) -> bytes:

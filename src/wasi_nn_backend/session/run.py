@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.engine import N_CELLS_RESERVED, EngineLease, Generation, GenerationLimits, ShiftPolicy
@@ -22,10 +20,9 @@ from wasi_nn_backend.sampling import GrammarSampler, ProbabilityRecorder, build_
 from wasi_nn_backend.scheduler import Request
 from wasi_nn_backend.session.embedding import EmbeddingRun, start_embedding
 from wasi_nn_backend.session.session import Prompt, Session
+from wasi_nn_backend.tasks import Task, TaskFigures
 
 __all__ = ["AnyRun", "Run", "count_prompt_tokens", "start_run"]
-
-_log = logging.getLogger(__name__)
 
 _PRIORITIES = ("low", "normal", "high", "urgent")
 
@@ -42,17 +39,26 @@ class Run:
     """
 
     def __init__(
-        self, generation: Generation, lease: EngineLease, prompt: Prompt, settings: SessionSettings, *, single: bool
+        self,
+        generation: Generation,
+        lease: EngineLease,
+        task: Task,
+        prompt: Prompt,
+        settings: SessionSettings,
+        *,
+        single: bool,
     ) -> None:
         self.prompt = prompt
         self.last_piece = b""
         self.is_single = single
         self._generation = generation
         self._lease = lease
+        self._task = task
         self._settings = settings
         self._splitter = None if settings.reasoning == "keep" else ReasoningSplitter(is_open=prompt.opens_reasoning)
         self._taken = bytearray()
         self._n_tokens_taken = 0
+        task.begin(self._figures)
 
     @property
     def lease(self) -> EngineLease:
@@ -83,20 +89,25 @@ class Run:
         """Any thread; without effect when the run is over."""
         self._lease.engine.cancel(self._generation)
 
-    def end(self, *, logs_at_info: bool) -> None:
-        """Stop it if it still runs, wait until it is over, and log what it did."""
+    def end(self) -> None:
+        """Stop it if it still runs, wait until it is over, and tell what it did."""
         self.cancel()
         self.wait()
+        reason = self._generation.finish_reason or FinishReason.ERROR
+        self._task.finish(reason.value, self._generation.error)
+
+    def _figures(self) -> TaskFigures:
         request, generation = self._generation.request, self._generation
-        _log.log(
-            logging.INFO if logs_at_info else logging.DEBUG,
-            "context %d: %d tokens of prompt, %d of them cached, %d tokens of text in %.0f ms, finish_reason=%s",
-            request.session_id,
-            request.n_tokens_prompt,
-            request.n_tokens_reused + request.n_tokens_shared,
-            generation.n_tokens_output,
-            ((generation.finished_s or generation.submitted_s) - generation.submitted_s) * 1000,
-            "none" if generation.finish_reason is None else generation.finish_reason.value,
+        start_s, end_s, first_s = generation.submitted_s, generation.finished_s, generation.first_token_s
+        left_queue_s = end_s if generation.started_s is None else generation.started_s
+        return TaskFigures(
+            n_tokens_prompt=request.n_tokens_prompt,
+            n_tokens_cached=request.n_tokens_reused,
+            n_tokens_computed=request.n_tokens_decoded,
+            n_tokens_generated=generation.n_tokens_output,
+            waited_s=None if left_queue_s is None else left_queue_s - start_s,
+            first_token_s=None if first_s is None else first_s - start_s,
+            duration_s=0.0 if end_s is None else end_s - start_s,
         )
 
     def take_piece(self) -> bytes | None:
@@ -187,17 +198,28 @@ def _read_prompt(session: Session, lease: EngineLease, settings: Settings) -> Pr
 
 
 def start_run(
-    session: Session, lease: EngineLease, settings: Settings, request_id: int, *, streams: bool, single: bool = False
+    session: Session, lease: EngineLease, settings: Settings, task: Task, *, streams: bool, single: bool = False
 ) -> AnyRun:
     """Submit a session's pending prompt to the leased engine, which the run then owns.
 
-    Raises ``InvalidArgument`` (no prompt, a template's refusal, a grammar that cannot be used), ``PromptTooLong`` and
-    ``UnsupportedOperation`` (``single`` in embedding mode); the lease is the caller's then.
+    Raises ``InvalidArgument`` (no prompt, a template's refusal, a grammar that cannot be used), ``PromptTooLong``,
+    ``UnsupportedOperation`` (``single`` in embedding mode) and ``Busy`` (too many wait); the lease is the caller's
+    then.
     """
+    try:
+        return _submit(session, lease, settings, task, streams=streams, single=single)
+    except BaseException as error:
+        task.refuse(error)
+        raise
+
+
+def _submit(
+    session: Session, lease: EngineLease, settings: Settings, task: Task, *, streams: bool, single: bool
+) -> AnyRun:
     if settings.model.embedding:
         if single:
             raise UnsupportedOperation("model.embedding is on: a vector has no tokens to take one by one: call compute")
-        return start_embedding(lease, _read_prompt(session, lease, settings))
+        return start_embedding(lease, _read_prompt(session, lease, settings), task)
     engine, model = lease.engine, lease.model
     prompt = _read_prompt(session, lease, settings)
     if len(prompt.tokens) > engine.n_ctx - N_CELLS_RESERVED:
@@ -207,7 +229,7 @@ def start_run(
         )
     sampler = _open_sampler(model, settings, engine.n_ctx, prompt)
     request = Request(
-        id=request_id,
+        id=task.identity.request_id,
         session_id=session.id,
         tokens=list(prompt.tokens),
         credit_tokens=N_TOKENS_AHEAD if single else None,
@@ -221,7 +243,7 @@ def start_run(
     except BaseException:
         sampler.close()
         raise
-    return Run(generation, lease, prompt, settings.session, single=single)
+    return Run(generation, lease, task, prompt, settings.session, single=single)
 
 
 def _open_sampler(model: Model, settings: Settings, n_ctx: int, prompt: Prompt) -> Sampler:
