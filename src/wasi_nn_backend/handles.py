@@ -64,6 +64,13 @@ class HandleTable(Generic[T]):
         except KeyError:
             raise self._unknown(handle) from None
 
+    def newest(self) -> T:
+        """The open object that was published last; ``InvalidArgument`` when there is none."""
+        with self._lock:
+            for item in reversed(self._objects.values()):
+                return item
+        raise InvalidArgument(f"no {self._noun} is open: open one first")
+
     def replace(self, handle: int, item: T) -> None:
         """Let an open handle stand for another object."""
         with self._lock:

@@ -85,7 +85,7 @@ def test_a_bad_file_is_one_line_and_a_failure(
 
 
 @pytest.mark.parametrize(
-    "words", [["config", "a", "b"], ["x", "y"], ["x.wasm", "--dialect", "witx"], ["config", "x", "--dialect", "wamr"]]
+    "words", [["config", "a", "b"], ["x", "y"], ["x.wasm", "--dialect", "witx"], ["config", "x", "--dialect", "wamrr"]]
 )
 def test_wrong_words_are_a_wrong_command_line(wasi_nn_here: Command, words: list[str]) -> None:
     assert wasi_nn_here("inspect", *words).returncode == 2

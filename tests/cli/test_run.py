@@ -62,6 +62,37 @@ def test_invoke_prints_what_the_export_returns(wasi_nn_here: Command) -> None:
     assert (done.returncode, done.stdout) == (0, "2\n")
 
 
+def test_invoke_copies_texts_in_and_prints_the_text_that_comes_back(
+    wasi_nn_here: Command, tiny_model_path: Path
+) -> None:
+    """The C example that is built as HyperBEAM's modules are."""
+    handle = ("run", "--nn-graph", f"default={tiny_model_path}", "--invoke", "handle")
+    texts = (EXAMPLES / "hyperbeam.wasm", "Hello?", ENDLESS[:-1] + ', "n-predict": 9}')
+    done = wasi_nn_here(*handle, *texts)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.strip()) >= 9
+    address = wasi_nn_here(*handle, "--returns", "number", *texts)
+    assert address.returncode == 0
+    assert int(address.stdout) > 0
+
+
+def test_invoke_that_returns_null_says_which_call_failed(wasi_nn_here: Command) -> None:
+    done = wasi_nn_here("run", "--invoke", "handle", EXAMPLES / "hyperbeam.wasm", "Hello?", "{}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "returned NULL" in done.stderr
+    assert "load_by_name_with_config: not_found (8)" in done.stderr
+
+
+def test_every_dialect_can_be_asked_for_and_lacks_what_others_have(wasi_nn_here: Command) -> None:
+    assert wasi_nn_here("run", "--dialect", "wamr", WORLD).returncode == 0
+    wrong = wasi_nn_here("run", "--dialect", "witx", EXAMPLES / "wasmedge_stream.wasm", "default", "x")
+    assert wrong.returncode == 1
+    assert "compute_single: the witx dialect has no such function (wasmedge: yes)" in wrong.stderr
+    unknown = wasi_nn_here("run", "--dialect", "wamrr", WORLD)
+    assert unknown.returncode == 2
+    assert "witx, wasmedge, wamr, hyperbeam, wamr-legacy" in " ".join(unknown.stderr.replace("│", " ").split())
+
+
 def test_limits(wasi_nn_here: Command) -> None:
     assert wasi_nn_here("run", "--invoke", "grow", "--max-memory", 1, WORLD, 100).stdout == "-1\n"
     out_of_fuel = wasi_nn_here("run", "--fuel", 1000, "--invoke", "spin", WORLD)

@@ -12,9 +12,17 @@ from typing import Self
 
 from wasmtime import Instance, Linker, Memory, Store
 
+from tests.host.abis import Abi, abi_of
 from wasi_nn_backend.backend import Backend
-from wasi_nn_backend.dialects import WASMEDGE, Dialect
-from wasi_nn_backend.host import HostLimits, compile_module, create_engine, define_wasi_nn, read_module
+from wasi_nn_backend.dialects import CORE_DIALECTS, WASMEDGE, Dialect
+from wasi_nn_backend.host import (
+    HostLimits,
+    compile_module,
+    create_engine,
+    define_wasi_nn,
+    examine_imports,
+    read_module,
+)
 
 PAGE = 65536
 N_PAGES = 2
@@ -25,22 +33,54 @@ HEAP = 1024
 OUT = 16
 
 
-def imports_wat(dialect: Dialect) -> str:
+def signature_wat(abi: Abi, function: str) -> str:
+    parameters, result = abi.types(function)
+    return f"(param {' '.join(parameters)}) (result {result})"
+
+
+def imports_wat(dialect: Dialect | Abi) -> str:
     """One import for each function of a dialect, named ``$name``."""
+    abi = as_abi(dialect)
     return "\n".join(
-        f'(import "{dialect.import_module}" "{name}" (func ${name} (param {"i32 " * len(parameters)}) (result i32)))'
-        for name, parameters in dialect.functions.items()
+        f'(import "{abi.import_module}" "{name}" (func ${name} {signature_wat(abi, name)}))' for name in abi.functions
     )
 
 
-def wrapper_wat(dialect: Dialect, memory: str = ONE_MEMORY) -> str:
-    """A module that exports each imported function as it is, and its memory."""
+def wrapper_wat(dialect: Dialect | Abi, rest: str | None = None) -> str:
+    """A module that exports each imported function as it is, and its memory. ``rest``: what it has instead of that
+    memory."""
+    abi = as_abi(dialect)
+    if rest is None:
+        rest = memory_wat(abi)
     wrappers = "\n".join(
-        f'(func (export "{name}") (param {"i32 " * len(parameters)}) (result i32) '
-        f"{' '.join(f'(local.get {i})' for i in range(len(parameters)))} (call ${name}))"
-        for name, parameters in dialect.functions.items()
+        f'(func (export "{name}") {signature_wat(abi, name)} '
+        f"{' '.join(f'(local.get {i})' for i in range(len(abi.types(name)[0])))} (call ${name}))"
+        for name in abi.functions
     )
-    return f"(module {imports_wat(dialect)} {memory} {wrappers})"
+    return f"(module {imports_wat(abi)} {rest} {wrappers})"
+
+
+def as_abi(dialect: Dialect | Abi) -> Abi:
+    return dialect if isinstance(dialect, Abi) else abi_of(dialect.name)
+
+
+def memory_wat(abi: Abi, n_pages: int = N_PAGES) -> str:
+    return f'(memory (export "memory") {"i64 " if abi.n_bits == 64 else ""}{n_pages})'
+
+
+def malloc_wat(abi: Abi, body: str | None = None, *, start: int = PAGE) -> str:
+    """A ``malloc`` that hands out what lies behind ``start``, or does what ``body`` says with ``local.get 0``."""
+    kind = abi.pointer
+    if body is None:
+        body = (
+            f"(global.get $break) (global.set $break ({kind}.add (global.get $break) ({kind}.and "
+            f"({kind}.add (local.get 0) ({kind}.const 7)) ({kind}.const -8))))"
+        )
+    return (
+        f"(global $break (mut {kind}) ({kind}.const {start}))"
+        f'(func $malloc (export "malloc") (param {kind}) (result {kind}) {body})'
+        f'(func (export "free") (param {kind}))'
+    )
 
 
 def command_wat(body: str, *, dialect: Dialect = WASMEDGE, data: str = "", memory: str = ONE_MEMORY) -> bytes:
@@ -73,20 +113,30 @@ class Driver:
     def __init__(
         self,
         backend: Backend,
-        dialect: Dialect = WASMEDGE,
+        dialect: Dialect | Abi = WASMEDGE,
         *,
         limits: HostLimits | None = None,
-        memory: str = ONE_MEMORY,
+        memory: str | None = None,
     ) -> None:
+        self.abi = as_abi(dialect)
         engine = create_engine(use_cache=False)
         self.store = Store(engine)
         self.store.set_epoch_deadline(1)
         self.streamed = bytearray()
         linker = Linker(engine)
+        module = compile_module(engine, read_module(wrapper_wat(self.abi, memory).encode()))
+        known = next(known for known in CORE_DIALECTS if known.name == self.abi.dialect)
+        examined = examine_imports(module, engine, known)
+        assert examined.dialect is not None
+        assert not examined.missing
         self.state = define_wasi_nn(
-            linker, self.store, backend, dialect, limits=limits, write_stdout=self.streamed.extend
+            linker,
+            self.store,
+            backend,
+            examined.dialect,
+            limits=limits,
+            write_stdout=self.streamed.extend,
         )
-        module = compile_module(engine, read_module(wrapper_wat(dialect, memory).encode()))
         self.instance: Instance = linker.instantiate(self.store, module)
         self._next_free = HEAP
 
@@ -103,8 +153,9 @@ class Driver:
         self.store.close()
 
     def call(self, function: str, *words: int) -> int:
-        # wasmtime-py wants signed numbers for an i32.
-        signed = [word - (1 << 32) if word >= 1 << 31 else word for word in words]
+        # wasmtime-py wants signed numbers.
+        bits = [int(kind[1:]) for kind in self.abi.types(function)[0]]
+        signed = [word - (1 << n) if word >> (n - 1) else word for word, n in zip(words, bits, strict=True)]
         return int(self.instance.exports(self.store)[function](self.store, *signed))
 
     @property
@@ -131,9 +182,35 @@ class Driver:
     def peek_u32(self, address: int) -> int:
         return int(struct.unpack("<I", self.peek(address, 4))[0])
 
-    def tensor(self, data: bytes, *, dims: tuple[int, ...] = (1,), type_word: int = U8) -> int:
-        words = struct.pack("<II", self.place(struct.pack(f"<{len(dims)}I", *dims)), len(dims))
-        return self.place(words + struct.pack("<III", type_word, self.place(data), len(data)))
+    def tensor(self, data: bytes, *, dims: tuple[int, ...] | None = None, type_word: int | None = None) -> int:
+        """The address of a tensor. ``dims`` None is what modules in the field pass: 1, or the length if that counts."""
+        abi = self.abi
+        if dims is None:
+            dims = (len(data),) if abi.is_legacy else (1,)
+        if type_word is None:
+            type_word = abi.u8
+        placed_dims, placed = self.place(struct.pack(f"<{len(dims)}I", *dims)), self.place(data)
+        if abi.is_legacy:
+            shape = self.place(abi.span(placed_dims, len(dims)))
+            return self.place(abi.legacy_tensor(shape, type_word, placed))
+        return self.place(abi.tensor(placed_dims, len(dims), type_word, placed, len(data)))
+
+    def builders(self, *parts: bytes) -> int:
+        """The address of an array of builders."""
+        return self.place(b"".join(self.abi.span(self.place(part), len(part)) for part in parts))
+
+    def call_load(self, builders: int, n_builders: int, encoding: int, target: int, out: int) -> int:
+        if self.abi.is_legacy:
+            return self.call("load", self.place(self.abi.span(builders, n_builders)), encoding, target, out)
+        return self.call("load", builders, n_builders, encoding, target, out)
+
+    def call_get_output(
+        self, context: int, index: int, buffer: int, n_buffer_bytes: int, out: int, *, function: str = "get_output"
+    ) -> int:
+        if self.abi.is_legacy:
+            self.memory.write(self.store, struct.pack("<I", n_buffer_bytes), out)
+            return self.call(function, context, index, buffer, out)
+        return self.call(function, context, index, buffer, n_buffer_bytes, out)
 
     # Whole steps that are expected to succeed.
 
@@ -158,14 +235,24 @@ class Driver:
         return self.call("set_input", context, 1, self.tensor(config))
 
     def output(self, context: int, index: int = 0, *, function: str = "get_output") -> bytes:
-        buffer = PAGE
-        assert self.call(function, context, index, buffer, PAGE, OUT) == 0, self.state.last_error
+        buffer, n_bytes = self.memory.data_len(self.store) - PAGE, PAGE
+        errno = self.call_get_output(context, index, buffer, n_bytes, OUT, function=function)
+        assert errno == 0, self.state.last_error
         return self.peek(buffer, self.peek_u32(OUT))
 
     def generate(self, context: int, prompt: bytes) -> bytes:
         self.set_prompt(context, prompt)
         assert self.call("compute", context) == 0, self.state.last_error
         return self.output(context)
+
+    def run_inference(self, prompt: bytes) -> int:
+        """The address of the answer, unsigned; 0 on failure."""
+        address = self.call("run_inference", self.place(prompt), len(prompt))
+        return address & ((1 << self.abi.n_bits) - 1)
+
+    def text_at(self, address: int) -> bytes:
+        """A NUL-terminated text."""
+        return self.peek(address, self.memory.data_len(self.store) - address).partition(b"\0")[0]
 
     def single_tokens(self, context: int) -> tuple[list[bytes], int]:
         """All pieces that compute_single gives, and the number that ended it."""

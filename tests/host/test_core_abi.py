@@ -15,7 +15,7 @@ from tests.host.conftest import MODEL
 from tests.host.guests import OUT, PAGE, U8, Driver
 from tests.host.scripted import scripted
 from wasi_nn_backend.backend import Backend
-from wasi_nn_backend.dialects import CORE_DIALECTS, WASMEDGE, WITX, Dialect
+from wasi_nn_backend.dialects import CORE_DIALECTS, WAMR_LEGACY, WASMEDGE, WITX, Dialect
 from wasi_nn_backend.errors import (
     Busy,
     Cancelled,
@@ -32,7 +32,10 @@ BAD_POINTERS = (MEMORY_BYTES, MEMORY_BYTES - 3, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF
 #: A window that 24 more tokens do not fit in, and one that they do.
 SMALL_WINDOW = b'{"ctx-size": 128, "n-predict": -1, "memory": {"context_shifting": false}}'
 
-dialects = pytest.mark.parametrize("dialect", CORE_DIALECTS, ids=lambda dialect: dialect.name)
+#: Those whose tensors have a length of their own.
+dialects = pytest.mark.parametrize(
+    "dialect", [known for known in CORE_DIALECTS if known is not WAMR_LEGACY], ids=lambda dialect: dialect.name
+)
 
 
 @pytest.fixture

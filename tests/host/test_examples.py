@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.llama import FakeLlama
 from tests.host.conftest import MODEL
 from wasi_nn_backend.backend import Backend
 from wasi_nn_backend.host import GuestResult, RunConfig, run_module
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "c"
-NAMES = ["ask", "wasmedge_stream"]
+WAT = EXAMPLES.parent / "wat"
+#: Those that take a graph and a prompt, and all that are built.
+NAMES = ["ask", "wasmedge_stream", "wamr_legacy"]
+BUILT = [*NAMES, "chat", "hyperbeam"]
 DEFAULT = MODEL.decode()
 
 
@@ -29,7 +33,7 @@ def build_command(source: Path) -> list[str]:
     return [sys.executable, *shlex.split(found[1])[1:]]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUILT)
 def test_the_stated_command_builds_the_committed_bytes(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("ziglang") is None:
         reason = "ziglang is not installed: pip install 'wasi-nn-backend[dev]'"
@@ -44,15 +48,16 @@ def test_the_stated_command_builds_the_committed_bytes(name: str, tmp_path: Path
     assert (tmp_path / f"{name}.wasm").read_bytes() == (EXAMPLES / f"{name}.wasm").read_bytes()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUILT)
 def test_the_readme_states_the_same_command(name: str) -> None:
     command = shlex.join(["python", *build_command(EXAMPLES / f"{name}.c")[1:]])
     assert command in (EXAMPLES / "README.md").read_text()
 
 
-def run(backend: Backend, name: str, *args: str) -> tuple[GuestResult, bytes, bytes]:
+def run(backend: Backend, name: str, *args: str, invoke: str | None = None) -> tuple[GuestResult, bytes, bytes]:
     out, err = bytearray(), bytearray()
-    config = RunConfig(EXAMPLES / f"{name}.wasm", args=args, stdout=out.extend, stderr=err.extend, use_cache=False)
+    file = WAT / name if name.endswith(".wat") else EXAMPLES / f"{name}.wasm"
+    config = RunConfig(file, args=args, stdout=out.extend, stderr=err.extend, invoke=invoke, use_cache=False)
     return run_module(config, backend), bytes(out), bytes(err)
 
 
@@ -99,3 +104,57 @@ def test_usage_is_explained(fake_backend: Backend, name: str) -> None:
     result, _, err = run(fake_backend, name)
     assert result.exit_status == 64
     assert err.startswith(b"usage: ")
+
+
+# --- the chat header ---
+
+
+def test_a_chat_remembers_its_turns(tiny_backend: Backend) -> None:
+    questions = ["My name is Alice.", "What is my name?", "Thank you."]
+    with tiny_backend.load_by_name(DEFAULT) as graph, graph.init_execution_context() as context:
+        expected = [context.run_inference(question).encode() for question in questions]
+    result, out, err = run(tiny_backend, "chat", DEFAULT, *questions)
+    assert (result.exit_status, err) == (0, b"")
+    assert out == b"".join(answer.partition(b"\0")[0] + b"\n" for answer in expected)
+
+
+def test_a_chat_makes_room_for_a_long_answer(tmp_path: Path) -> None:
+    """Its first buffer holds 1024 bytes."""
+    (tmp_path / "fake.gguf").touch()
+    with Backend({"temperature": 0, "max_tokens": 1500, "ignore_eos": True}, llama=FakeLlama()) as backend:
+        backend.register(DEFAULT, tmp_path / "fake.gguf")
+        with backend.load_by_name(DEFAULT) as graph, graph.init_execution_context() as context:
+            expected = context.run_inference("hello").encode()
+        result, out, _ = run(backend, "chat", DEFAULT, "hello")
+    assert result.exit_status == 0
+    assert out == expected + b"\n"
+    assert len(expected) > 1024
+
+
+@pytest.mark.parametrize(("graph", "errno"), [("nobody", 8), ("gone", 103)])
+def test_a_chat_that_cannot_be_opened_says_so(fake_backend: Backend, graph: str, errno: int) -> None:
+    result, out, err = run(fake_backend, "chat", graph, "hello")
+    assert (result.exit_status, out, err) == (errno, b"", f"chat: WASI-NN error {errno}\n".encode())
+
+
+# --- HyperBEAM's way, and the text format ---
+
+
+@pytest.mark.parametrize(("name", "config"), [("hyperbeam", ['{"prompt_mode": "chat"}']), ("handle64.wat", [])])
+def test_handle_returns_the_answer(tiny_backend: Backend, name: str, config: list[str]) -> None:
+    with tiny_backend.load_by_name(DEFAULT) as graph, graph.init_execution_context() as context:
+        expected = context.run_inference("hello")
+    result, out, _ = run(tiny_backend, name, "hello", *config, invoke="handle")
+    assert (result.exit_status, result.returned, out) == (0, (expected,), b"")
+
+
+def test_the_text_format_asks_its_question(tiny_backend: Backend) -> None:
+    with tiny_backend.load_by_name(DEFAULT) as graph, graph.init_execution_context() as context:
+        expected = context.run_inference("Name the capital city of France.", {"prompt_mode": "raw"}).encode()
+    result, out, _ = run(tiny_backend, "ask.wat")
+    assert (result.exit_status, out) == (0, expected + b"\n")
+
+
+def test_the_text_format_exits_with_the_number() -> None:
+    with Backend(llama=FakeLlama()) as backend:
+        assert run(backend, "ask.wat")[0].exit_status == 8

@@ -172,9 +172,9 @@ def test_memory_is_limited() -> None:
         (b'(module (func (export "main")))', InvalidArgument, "exports no function '_start'.*main"),
         (b'(module (import "env" "f" (func)) (func (export "_start")))', UnsupportedOperation, r"env\.f"),
         (
-            b'(module (import "wasi_nn" "load" (func (param i32 i32 i32 i32) (result i32))) (func (export "_start")))',
+            b'(module (import "wasi_nn" "unload" (func (param i32) (result i32))) (func (export "_start")))',
             UnsupportedOperation,
-            r"wasi_nn\.load",
+            r"wasi_nn\.unload",
         ),
         (
             b'(module (import "wasi_ephemeral_nn" "compute" (func (param i64) (result i32))) (func (export "_start")))',

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from wasi_nn_backend.dialects import CAPI, CORE_DIALECTS, WAMR, WASMEDGE, WITX, Dialect
+from wasi_nn_backend.dialects import (
+    CAPI,
+    CORE_DIALECTS,
+    HYPERBEAM,
+    WAMR,
+    WAMR_EPHEMERAL,
+    WAMR_LEGACY,
+    WASMEDGE,
+    WITX,
+    Dialect,
+    argument_kind,
+)
 from wasi_nn_backend.errors import ErrorCode, InvalidArgument, InvalidEncoding
 from wasi_nn_backend.host.core_abi import CoreAbi
 
@@ -37,6 +48,9 @@ ENCODINGS = {
     5: "autodetect",
     6: "ggml",
 }
+#: WAMR numbers as the C header does.
+ENCODINGS_WAMR = ENCODINGS | {5: "ggml", 6: "autodetect"}
+TENSOR_TYPES_LEGACY = {0: "fp16", 1: "fp32", 2: "u8", 3: "i32"}
 TARGETS = {0: "cpu", 1: "gpu", 2: "tpu"}
 N_PARAMETERS_WITX = {
     "load": 5,
@@ -55,6 +69,10 @@ N_PARAMETERS_WASMEDGE = N_PARAMETERS_WITX | {
     "finalize_execution_context": 1,
 }
 
+N_PARAMETERS_WAMR = N_PARAMETERS_WITX | {"load_by_name_with_config": 5}
+N_PARAMETERS_LEGACY = N_PARAMETERS_WITX | {"load": 4, "get_output": 4}
+N_PARAMETERS_HYPERBEAM = N_PARAMETERS_WAMR | {"run_inference": 2}
+
 dialects = pytest.mark.parametrize("dialect", CORE_DIALECTS, ids=lambda dialect: dialect.name)
 
 
@@ -63,16 +81,44 @@ def test_every_error_has_the_number_of_the_abi(dialect: Dialect) -> None:
     assert {code.value: dialect.errno(code) for code in ErrorCode} == ERRNOS
 
 
+def tensor_types(dialect: Dialect) -> dict[int, str]:
+    return TENSOR_TYPES_LEGACY if dialect is WAMR_LEGACY else TENSOR_TYPES
+
+
+def encodings(dialect: Dialect) -> dict[int, str]:
+    return ENCODINGS_WAMR if dialect in (WAMR_EPHEMERAL, WAMR_LEGACY) else ENCODINGS
+
+
+@dialects
+def test_pointers_and_lengths_are_told_from_words(dialect: Dialect) -> None:
+    parameters = {parameter for parameters in dialect.functions.values() for parameter in parameters}
+    words = {parameter for parameter in parameters if argument_kind(parameter) == "word"}
+    lengths = {parameter for parameter in parameters if argument_kind(parameter) == "length"}
+    assert words == {"graph", "context", "index", "encoding", "target"}
+    assert lengths == {parameter for parameter in parameters if parameter.startswith("n_")}
+
+
 @dialects
 def test_types_encodings_and_targets_are_those_of_the_abi(dialect: Dialect) -> None:
-    assert {number: value.value for number, value in dialect.tensor_types.items()} == TENSOR_TYPES
-    assert {number: value.value for number, value in dialect.encodings.items()} == ENCODINGS
+    assert {number: value.value for number, value in dialect.tensor_types.items()} == tensor_types(dialect)
+    assert {number: value.value for number, value in dialect.encodings.items()} == encodings(dialect)
     assert {number: value.value for number, value in dialect.targets.items()} == TARGETS
 
 
-@pytest.mark.parametrize(("dialect", "n_parameters"), [(WITX, N_PARAMETERS_WITX), (WASMEDGE, N_PARAMETERS_WASMEDGE)])
-def test_functions_have_the_parameters_of_the_abi(dialect: Dialect, n_parameters: dict[str, int]) -> None:
-    assert dialect.import_module == "wasi_ephemeral_nn"
+@pytest.mark.parametrize(
+    ("dialect", "import_module", "n_parameters"),
+    [
+        (WITX, "wasi_ephemeral_nn", N_PARAMETERS_WITX),
+        (WASMEDGE, "wasi_ephemeral_nn", N_PARAMETERS_WASMEDGE),
+        (WAMR_EPHEMERAL, "wasi_ephemeral_nn", N_PARAMETERS_WAMR),
+        (HYPERBEAM, "wasi_ephemeral_nn", N_PARAMETERS_HYPERBEAM),
+        (WAMR_LEGACY, "wasi_nn", N_PARAMETERS_LEGACY),
+    ],
+)
+def test_functions_have_the_parameters_of_the_abi(
+    dialect: Dialect, import_module: str, n_parameters: dict[str, int]
+) -> None:
+    assert dialect.import_module == import_module
     assert {name: len(parameters) for name, parameters in dialect.functions.items()} == n_parameters
 
 
@@ -84,8 +130,9 @@ def test_every_function_of_a_dialect_is_implemented(dialect: Dialect) -> None:
 @dialects
 @pytest.mark.parametrize("padding", [0, 0x100, 0xABCDEF00])
 def test_only_the_low_byte_of_type_and_encoding_counts(dialect: Dialect, padding: int) -> None:
-    assert {n: dialect.tensor_type(n | padding).value for n in TENSOR_TYPES} == TENSOR_TYPES
-    assert {n: dialect.encoding(n | padding).value for n in ENCODINGS} == ENCODINGS
+    types, formats = tensor_types(dialect), encodings(dialect)
+    assert {n: dialect.tensor_type(n | padding).value for n in types} == types
+    assert {n: dialect.encoding(n | padding).value for n in formats} == formats
 
 
 @dialects
@@ -103,7 +150,7 @@ def test_numbers_outside_of_the_tables_are_refused(dialect: Dialect) -> None:
 
 def test_wasmedge_shows_four_metadata_keys_and_its_own_defaults() -> None:
     assert WASMEDGE.metadata_keys == ("input_tokens", "output_tokens", "llama_build_number", "llama_commit")
-    assert WITX.metadata_keys is None
+    assert all(dialect.metadata_keys is None for dialect in CORE_DIALECTS if dialect is not WASMEDGE)
     assert WASMEDGE.door.defaults["sampling"] == {"temperature": 0.8, "top_p": 0.95, "repeat_penalty": 1.0}
     assert WASMEDGE.door.unknown_keys == "ignore"
 

@@ -147,3 +147,15 @@ def test_threads_get_distinct_handles_and_each_is_removed_once() -> None:
         thread.join()
     assert sorted(handles) == list(range(n_threads * n_each))
     assert sum(n_removed) + len(table) == n_threads * n_each
+
+
+def test_the_newest_is_the_last_one_published_that_is_open() -> None:
+    table: HandleTable[str] = HandleTable("thing", 10, "close one")
+    with pytest.raises(InvalidArgument, match="no thing is open"):
+        table.newest()
+    handles = [publish(table, name) for name in "abc"]
+    assert table.newest() == "c"
+    table.replace(handles[0], "x")
+    assert table.newest() == "c"
+    table.remove(handles[2])
+    assert table.newest() == "b"

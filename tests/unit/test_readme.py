@@ -17,7 +17,14 @@ from wasi_nn_backend.config.section import key_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIGURATION = PROJECT / "docs" / "configuration.md"
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/configuration.md", "examples/c/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/configuration.md",
+    "docs/dialects.md",
+    "examples/c/README.md",
+    "examples/wat/README.md",
+]
 
 #: Command lines that no test runs, by how they begin, and why.
 NOT_RUN = {
@@ -53,7 +60,7 @@ PROGRAMS = [(document, source) for document in DOCUMENTS for source in blocks(do
 def user_directory(tmp_path: Path, smollm2_path: Path) -> Path:
     """What a reader has: the examples, in both places from which commands name them, and a model."""
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")
-    for module in (PROJECT / "examples" / "c").glob("*.wasm"):
+    for module in (*(PROJECT / "examples" / "c").glob("*.wasm"), *(PROJECT / "examples" / "wat").glob("*.wat")):
         shutil.copy(module, tmp_path)
     (tmp_path / "model.gguf").symlink_to(smollm2_path)
     return tmp_path

@@ -49,7 +49,7 @@ def inspect(
     dialect: Annotated[
         str | None,
         typer.Option(
-            metavar="witx|wasmedge",
+            metavar="witx|wasmedge|wamr|wamr-legacy|hyperbeam",
             rich_help_panel=_CONFIG,
             help="Guests whose defaults count under the file's settings.",
         ),

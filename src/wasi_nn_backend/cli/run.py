@@ -7,7 +7,7 @@ import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -116,13 +116,23 @@ def run(  # noqa: PLR0913, PLR0917
         typer.Option(
             metavar="NAME",
             rich_help_panel=_WORLD,
-            help="Call this export with ARGS as numbers, instead of _start, and print what it returns.",
+            help="Call this export instead of _start, and print what it returns. ARGS are numbers, or texts, which"
+            " are copied in with the guest's malloc; text:ARG is a text in any case.",
+        ),
+    ] = None,
+    returns: Annotated[
+        Literal["number", "text"] | None,
+        typer.Option(
+            rich_help_panel=_WORLD,
+            help="What an integer is that --invoke returns: itself, or the address of a text. HyperBEAM: text.",
         ),
     ] = None,
     dialect: Annotated[
         str | None,
         typer.Option(
-            metavar="witx|wasmedge", rich_help_panel=_WORLD, help="The ABI, where its imports do not tell it."
+            metavar="witx|wasmedge|wamr|wamr-legacy|hyperbeam",
+            rich_help_panel=_WORLD,
+            help="The ABI, where its imports do not tell it.",
         ),
     ] = None,
     timeout: Annotated[
@@ -162,6 +172,7 @@ def run(  # noqa: PLR0913, PLR0917
         env=dict(map(parse_environment_option, env or [])),
         dirs=[(mapping.host, mapping.guest) for mapping in map(parse_directory_option, directory or [])],
         invoke=invoke,
+        invoke_returns=returns,
         timeout_s=timeout,
         fuel=fuel,
         max_memory_bytes=None if max_memory is None else max_memory * _MIB,

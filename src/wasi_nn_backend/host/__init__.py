@@ -4,9 +4,11 @@
     guest.py        one store: module, WASI, WASI-NN, entry point
     modules.py      files -> compiled modules            output.py   stdout and stderr, in order
     linker.py       which dialect, what is missing, functions that never raise
-    core_abi.py     the calls: look up, delegate, convert
+    signatures.py   the functions' types, for 32-bit and 64-bit memories
+    core_abi.py     the calls: look up, delegate, convert           legacy_abi.py   where WAMR's older ones differ
     state.py        a store's graphs, contexts, errors   limits.py   what one guest may take
-    memory.py       the only access to a guest's memory
+    memory.py       the only access to a guest's memory             layouts.py      what lies in it
+    invoke.py       an export called by name, with numbers and texts
 
 A new core dialect is a table in ``dialects/``; its new functions, if any, become methods of ``CoreAbi``. Components
 get their own ``component_abi.py`` beside ``core_abi.py`` over the same ``GuestState``; pools of guests sit above

@@ -1,9 +1,9 @@
 """The calls of core modules, in the order in which a guest makes them: look up, delegate, convert.
 
 Every method is one imported function of the same name; its arguments are the guest's words, already unsigned. It
-returns nothing and raises a ``WasiNNError``, which ``host/linker.py`` turns into the dialect's number. Out-pointers
-are checked before the work, so that a bad one neither leaks a graph nor costs a compute. Every pointer and length
-goes through ``GuestMemory``, every number through the dialect's tables.
+returns nothing, or the address that the guest asked for, and raises a ``WasiNNError``, which ``host/linker.py`` turns
+into the dialect's number. Out-pointers are checked before the work, so that a bad one neither leaks a graph nor costs a
+compute. Every pointer and length goes through ``GuestMemory``, every number through the dialect's tables.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 from typing import TYPE_CHECKING
 
 from wasi_nn_backend.errors import InvalidArgument, SecurityViolation, TooLarge, UnsupportedOperation
-from wasi_nn_backend.host.memory import GuestMemory
+from wasi_nn_backend.host.memory import GuestMemory, TensorWords
 from wasi_nn_backend.host.state import GuestState
-from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, Tensor
+from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, PROMPT_INDEX, TEXT_INDEX, Tensor
 
 if TYPE_CHECKING:
     from wasi_nn_backend.execution_context import ExecutionContext
@@ -81,7 +81,7 @@ class CoreAbi:
         """
         limits = self._state.limits
         found = self._state.contexts.get(context)
-        words = memory.read_tensor(tensor)
+        words = self._read_tensor(memory, tensor)
         max_bytes = limits.max_config_bytes if index == CONFIG_INDEX else limits.max_tensor_bytes
         value = Tensor(
             data=memory.read(words.data, words.n_data_bytes, "the tensor's data", max_bytes=max_bytes),
@@ -126,7 +126,25 @@ class CoreAbi:
     def fini_single(self, memory: GuestMemory, context: int) -> None:
         self._state.contexts.get(context).fini_single()
 
+    # --- a whole answer ---
+
+    def run_inference(self, memory: GuestMemory, prompt: int, n_prompt_bytes: int) -> int:
+        """set_input, compute and get_output on the context opened last; returns the address of a NUL-terminated text in
+        a block of the guest's ``malloc``, for the guest to free."""
+        state = self._state
+        context = state.contexts.newest()
+        malloc = memory.allocator()
+        text = memory.read(prompt, n_prompt_bytes, "the prompt", max_bytes=state.limits.max_tensor_bytes)
+        with state.running(context) as running:
+            running.set_input(PROMPT_INDEX, Tensor(text))
+            running.compute(stdout=state.write_stdout)
+        with state.inside_guest():
+            return memory.place_text(malloc, context.get_output(TEXT_INDEX))
+
     # --- shared steps ---
+
+    def _read_tensor(self, memory: GuestMemory, address: int) -> TensorWords:
+        return memory.read_tensor(address)
 
     def _load_by_name(
         self, memory: GuestMemory, name: int, n_name_bytes: int, config: bytes | None, out_graph: int

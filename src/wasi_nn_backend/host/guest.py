@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from wasmtime import Func, FuncType, Instance, Linker, Module, Store, ValType, WasiConfig, WasmtimeError, wat2wasm
 
 from wasi_nn_backend.dialects import WITX, Dialect
-from wasi_nn_backend.errors import InvalidArgument, UnsupportedOperation
+from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedOperation
+from wasi_nn_backend.host.invoke import Invoker, InvokeReturns, InvokeValue
 from wasi_nn_backend.host.limits import HostLimits
 from wasi_nn_backend.host.linker import define_wasi_nn, examine_imports
 from wasi_nn_backend.host.modules import compile_module, create_engine, read_module
@@ -47,7 +48,8 @@ class RunConfig:
     """One run of one module.
 
     ``module`` is a path or the module itself, binary or WAT. ``args`` follow the program's name in argv, or are the
-    arguments of ``invoke``, the export to call instead of ``_start``. ``dirs`` are (host path, guest path) pairs.
+    arguments of ``invoke``, the export to call instead of ``_start``; ``invoke_returns`` says what its integers are,
+    None what the dialect makes likely. ``dirs`` are (host path, guest path) pairs.
     ``stdout`` and ``stderr`` capture what the guest writes; None is the process's own. ``dialect`` None: detected.
     ``timeout_s`` counts from the start of the run, compiling included.
     """
@@ -58,6 +60,7 @@ class RunConfig:
     env: Mapping[str, str] = field(default_factory=dict)
     dirs: Sequence[tuple[str | Path, str]] = ()
     invoke: str | None = None
+    invoke_returns: InvokeReturns | None = None
     inherit_stdin: bool = True
     stdout: OutputCallback | None = None
     stderr: OutputCallback | None = None
@@ -104,17 +107,24 @@ class Guest:
             self._close_outputs(timeout_s=0.0)
             raise
 
-    def run(self) -> tuple[int | float, ...]:
+    def run(self) -> tuple[InvokeValue, ...]:
         """Instantiate and call the entry point; returns its results. Ends by a wasmtime exception if the guest traps
         or exits; ``exit_status`` is then the status given to proc_exit, None after a trap."""
+        config = self._config
         instance = self._linker.instantiate(self._store, self._module)
-        if self._config.invoke is None:
-            return self._call(self._export(instance, _START), ())
-        function = self._export(instance, self._config.invoke)
-        initialize = instance.exports(self._store).get(_INITIALIZE)
-        if isinstance(initialize, Func) and self._config.invoke != _INITIALIZE:
-            initialize(self._store)
-        return self._call(function, self._config.args)
+        exports = Invoker(self._store, instance, self._module, max_text_bytes=config.limits.max_tensor_bytes)
+        if config.invoke is None:
+            return exports.call(exports.find(_START))
+        function = exports.find(config.invoke)
+        if config.invoke != _INITIALIZE and exports.has(_INITIALIZE):
+            exports.call(exports.find(_INITIALIZE))
+        usual: InvokeReturns = "text" if self._dialect.exports_return_text else "number"
+        try:
+            return exports.call(function, config.args, config.invoke_returns or usual)
+        except RuntimeFailure as error:
+            if self.state.last_error is None:
+                raise
+            raise RuntimeFailure(f"{error}; the guest's last failed call: {self.state.last_error}") from None
 
     def interrupt(self) -> None:
         """Make the guest's code trap at its next loop or call, and cancel what the host does for it. Repeatable."""
@@ -196,36 +206,7 @@ class Guest:
         self._linker.define(self._store, _WASI_MODULE, _PROC_EXIT, exports[_PROC_EXIT])
         self._linker.allow_shadowing = False
 
-    def _export(self, instance: Instance, name: str) -> Func:
-        found = instance.exports(self._store).get(name)
-        if isinstance(found, Func):
-            return found
-        functions = [item.name for item in self._module.exports if isinstance(item.type, FuncType)]
-        raise InvalidArgument(f"the module exports no function {name!r}; to invoke there are: {', '.join(functions)}")
-
-    def _call(self, function: Func, args: Sequence[str]) -> tuple[int | float, ...]:
-        kinds = [str(kind) for kind in function.type(self._store).params]
-        if len(kinds) != len(args):
-            raise InvalidArgument(f"the function takes {len(kinds)} arguments ({', '.join(kinds)}), not {len(args)}")
-        results = function(self._store, *map(_argument, kinds, args))
-        if results is None:
-            return ()
-        return tuple(results) if isinstance(results, list) else (results,)
-
     def _close_outputs(self, timeout_s: float | None = None) -> None:
         for capture in (self._stdout, self._stderr):
             if capture is not None:
                 capture.close(timeout_s)
-
-
-def _argument(kind: str, text: str) -> int | float:
-    """A command line's argument as a number of a WebAssembly type; integers may be 0x-prefixed."""
-    if kind not in ("i32", "i64", "f32", "f64"):
-        raise InvalidArgument(f"a function with a parameter of type {kind} cannot be invoked from outside")
-    try:
-        number = float(text) if kind in ("f32", "f64") else int(text, 0)
-    except ValueError:
-        raise InvalidArgument(f"{text!r} is no {kind}: pass a number") from None
-    if isinstance(number, int) and not -(1 << (int(kind[1:]) - 1)) <= number < 1 << int(kind[1:]):
-        raise InvalidArgument(f"{text} does not fit an {kind}")
-    return number

@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import and_
 from typing import TYPE_CHECKING
 
-from wasmtime import Caller, Engine, Func, FuncType, Linker, Module, Store, ValType, WasmtimeError
+from wasmtime import Caller, Engine, Func, FuncType, ImportType, Linker, Module, Store, WasmtimeError
 
 from wasi_nn_backend.dialects import CORE_DIALECTS, Dialect
 from wasi_nn_backend.errors import ErrorCode, WasiNNError
 from wasi_nn_backend.host.core_abi import CoreAbi
+from wasi_nn_backend.host.legacy_abi import LegacyAbi
 from wasi_nn_backend.host.limits import HostLimits
-from wasi_nn_backend.host.memory import GuestMemory, unsigned32
+from wasi_nn_backend.host.memory import GuestMemory
 from wasi_nn_backend.host.output import DescriptorWriter
+from wasi_nn_backend.host.signatures import (
+    CallSignature,
+    call_signature,
+    fit_to_module,
+    function_text,
+    signature_mismatch,
+)
 from wasi_nn_backend.host.state import GuestState
 
 if TYPE_CHECKING:
@@ -56,14 +65,21 @@ class ModuleImports:
 def detect_dialect(module: Module) -> Dialect | None:
     """The smallest dialect that has every WASI-NN function the module imports; else the one that has most of them.
 
-    A module that imports only the six official functions may have been built for either dialect, and the witx dialect
-    serves both: same numbers, both encodings of ggml, any tensor type, and the metadata begins with WasmEdge's keys.
+    A module that imports only the six official functions may have been built for any dialect of that module name, and
+    the witx dialect serves all: same numbers, both encodings of ggml, any tensor type, and the metadata begins with
+    WasmEdge's keys. One that adds ``load_by_name_with_config`` and nothing else may be WasmEdge's or WAMR's, which no
+    import tells apart; it is taken for the one that there are more modules of.
     """
-    names = {item.name for item in module.imports if item.module in _WASI_NN_MODULES}
-    if not names:
+    imports = [(item.module, item.name) for item in module.imports if item.module in _WASI_NN_MODULES]
+    if not imports:
         return None
+
+    def fit(dialect: Dialect) -> tuple[int, int]:
+        names = [name for origin, name in imports if origin == dialect.import_module]
+        return len(dialect.functions.keys() & set(names)), len(names)
+
     # max() keeps the first of equals, so the order of CORE_DIALECTS decides between dialects that serve equally well.
-    return max(CORE_DIALECTS, key=lambda dialect: len(names & dialect.functions.keys()))
+    return fit_to_module(max(CORE_DIALECTS, key=fit), module)
 
 
 def examine_imports(module: Module, engine: Engine, dialect: Dialect | None = None) -> ModuleImports:
@@ -71,7 +87,7 @@ def examine_imports(module: Module, engine: Engine, dialect: Dialect | None = No
 
     ``dialect`` None: the one detected.
     """
-    dialect = dialect or detect_dialect(module)
+    dialect = detect_dialect(module) if dialect is None else fit_to_module(dialect, module)
     with Store(engine) as store, Linker(engine) as linker:
         linker.define_wasi()
         missing = []
@@ -79,8 +95,10 @@ def examine_imports(module: Module, engine: Engine, dialect: Dialect | None = No
             name = item.name or ""
             if dialect is not None and item.module == dialect.import_module:
                 reason = _wasi_nn_mismatch(dialect, name, item.type)
+            elif dialect is not None and item.module in _WASI_NN_MODULES:
+                reason = f"the {dialect.name} dialect is imported from {dialect.import_module}, and a guest has one"
             else:
-                reason = _linker_mismatch(linker, store, item.module, name)
+                reason = _linker_mismatch(linker, store, item)
             if reason:
                 missing.append(MissingImport(item.module, name, reason))
     wasi_nn = tuple(item.name or "" for item in module.imports if item.module in _WASI_NN_MODULES)
@@ -98,6 +116,9 @@ def define_wasi_nn(
 ) -> GuestState:
     """Define a dialect's functions for one store; returns the store's state, which the caller closes after the guest.
 
+    ``dialect`` is ``detect_dialect``'s or ``examine_imports``' for a module with a 64-bit memory, which imports other
+    types; for all others any of ``CORE_DIALECTS`` does.
+
     The functions belong to ``store``: a linker used for a second store needs another call and never shares handles.
     ``write_stdout`` receives the text of guests that ask for ``stream-stdout``, on the guest's thread; by default it
     is written to the process's standard output.
@@ -108,15 +129,18 @@ def define_wasi_nn(
         limits=limits or HostLimits(),
         write_stdout=write_stdout or DescriptorWriter(_STDOUT_DESCRIPTOR),
     )
-    abi = CoreAbi(state)
-    for name, parameters in dialect.functions.items():
-        signature = FuncType([ValType.i32()] * len(parameters), [ValType.i32()])
-        function = Func(store, signature, _host_function(state, name, getattr(abi, name)), access_caller=True)
+    abi = LegacyAbi(state) if dialect.struct_form == "wamr-legacy" else CoreAbi(state)
+    for name in dialect.functions:
+        signature = call_signature(dialect, name)
+        call = _host_function(state, name, getattr(abi, name), signature)
+        function = Func(store, signature.func_type(), call, access_caller=True)
         linker.define(store, dialect.import_module, name, function)
     return state
 
 
-def _host_function(state: GuestState, name: str, method: Callable[..., None]) -> Callable[..., int]:
+def _host_function(
+    state: GuestState, name: str, method: Callable[..., int | None], signature: CallSignature
+) -> Callable[..., int]:
     """Wrap one method of ``CoreAbi`` so that it answers with a number whatever happens.
 
     An exception must not leave a host function, not even ``KeyboardInterrupt``: wasmtime-py keeps the pending
@@ -124,17 +148,21 @@ def _host_function(state: GuestState, name: str, method: Callable[..., None]) ->
     """
     success = state.dialect.errno(ErrorCode.SUCCESS)
     fault = state.dialect.errno(ErrorCode.RUNTIME_ERROR)
+    layout, masks = signature.layout, signature.word_masks
+    if returns_pointer := name in state.dialect.pointer_results:
+        fault = 0
 
     def call(caller: Caller, *words: int) -> int:
         try:
             try:
-                state.check_not_stopped()
-                method(GuestMemory(caller), *map(unsigned32, words))
-                return success
+                state.check_may_call()
+                result = method(GuestMemory(caller, layout), *map(and_, words, masks))
+                return success if result is None else signature.signed_result(result)
             except WasiNNError as error:
-                return state.record_error(name, error)
+                errno = state.record_error(name, error)
             except BaseException as error:
-                return state.record_fault(name, error)
+                errno = state.record_fault(name, error)
+            return 0 if returns_pointer else errno
         except BaseException:  # the second one, out of the recording itself: a signal, or no memory left
             _log.critical("recording an error of %s failed", name, exc_info=True)
             return fault
@@ -143,19 +171,25 @@ def _host_function(state: GuestState, name: str, method: Callable[..., None]) ->
 
 
 def _wasi_nn_mismatch(dialect: Dialect, name: str, imported: object) -> str | None:
-    parameters = dialect.functions.get(name)
-    if parameters is None:
-        return f"the {dialect.name} dialect has no such function"
+    if name not in dialect.functions:
+        others = [other.name for other in CORE_DIALECTS if _offers(other, dialect.import_module, name)]
+        hint = f" ({', '.join(others)}: yes)" if others else ""
+        return f"the {dialect.name} dialect has no such function{hint}"
     if not isinstance(imported, FuncType):
         return "imported as something else than a function"
-    expected = f"({', '.join(['i32'] * len(parameters))}) -> (i32)"
-    found = f"({', '.join(map(str, imported.params))}) -> ({', '.join(map(str, imported.results))})"
-    return None if found == expected else f"imported as {found}, this host has {expected}"
+    return signature_mismatch(dialect, name, imported)
 
 
-def _linker_mismatch(linker: Linker, store: Store, module: str, name: str) -> str | None:
+def _offers(dialect: Dialect, import_module: str, name: str) -> bool:
+    return dialect.import_module == import_module and name in dialect.functions
+
+
+def _linker_mismatch(linker: Linker, store: Store, item: ImportType) -> str | None:
     try:
-        linker.get(store, module, name)
+        offered = linker.get(store, item.module, item.name or "")
     except WasmtimeError:
         return "this host offers WASI preview 1 and WASI-NN only, and this is in neither"
-    return None
+    if not isinstance(offered, Func) or not isinstance(item.type, FuncType):
+        return "imported as something else than a function"
+    expected, found = function_text(offered.type(store)), function_text(item.type)
+    return None if found == expected else f"imported as {found}, this host has {expected}"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from wasmtime import Trap, WasmtimeError
 
-from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
 from wasi_nn_backend.host.guest import Guest, RunConfig
+from wasi_nn_backend.host.invoke import InvokeValue
 from wasi_nn_backend.host.state import GuestError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class GuestResult:
     reason: str | None = None
     last_error: GuestError | None = None
     fault: BaseException | None = None
-    returned: tuple[int | float, ...] = ()
+    returned: tuple[InvokeValue, ...] = ()
     was_left_behind: bool = False
 
 
@@ -169,7 +170,7 @@ class GuestRunner:
             self._wake.set()
 
     def _describe(
-        self, guest: Guest, stop_reason: StopReason | None, trap_reason: str | None, returned: tuple[int | float, ...]
+        self, guest: Guest, stop_reason: StopReason | None, trap_reason: str | None, returned: tuple[InvokeValue, ...]
     ) -> GuestResult:
         outcome: Outcome = "exited"
         exit_status = guest.exit_status or 0
@@ -208,10 +209,14 @@ class GuestRunner:
         return "the guest was interrupted" if reason == "interrupt" else "the guest was stopped by its host"
 
 
-def _run_guest(guest: Guest) -> tuple[str | None, tuple[int | float, ...]]:
+def _run_guest(guest: Guest) -> tuple[str | None, tuple[InvokeValue, ...]]:
     """The reason of a trap, or None, and what the entry point returned."""
     try:
         return None, guest.run()
+    except RuntimeFailure:
+        if guest.state.is_stopped:  # it had no text to return because its calls were cancelled
+            return None, ()
+        raise
     except (Trap, WasmtimeError) as error:
         return (None if guest.exit_status is not None else _trap_reason(error)), ()
 

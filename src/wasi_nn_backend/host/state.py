@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wasi_nn_backend.dialects import Dialect
-from wasi_nn_backend.errors import Cancelled, ErrorCode, WasiNNError
+from wasi_nn_backend.errors import Busy, Cancelled, ErrorCode, WasiNNError
 from wasi_nn_backend.handles import HandleTable
 from wasi_nn_backend.host.limits import HostLimits
 
@@ -66,6 +66,7 @@ class GuestState:
         self._lock = threading.Lock()
         self._running: ExecutionContext | None = None
         self._is_stopped = False
+        self._is_inside_guest = False
 
     @property
     def is_stopped(self) -> bool:
@@ -98,6 +99,22 @@ class GuestState:
     def check_not_stopped(self) -> None:
         if self._is_stopped:
             raise Cancelled("the host is stopping this guest: nothing more is done for it")
+
+    @contextmanager
+    def inside_guest(self) -> Iterator[None]:
+        """For the length of the block a call of the guest waits for the guest's own code, which may call nothing."""
+        self._is_inside_guest = True
+        try:
+            yield
+        finally:
+            self._is_inside_guest = False
+
+    def check_may_call(self) -> None:
+        """Raises ``Cancelled`` for a guest that is to end, ``Busy`` for a call out of its own ``malloc``, which could
+        go on for as long as there is stack."""
+        self.check_not_stopped()
+        if self._is_inside_guest:
+            raise Busy("the guest's malloc calls WASI-NN while WASI-NN waits for it: allocate without calling back")
 
     def record_error(self, function: str, error: WasiNNError) -> int:
         """Remember an error for the report about this guest; returns its number."""
