@@ -22,6 +22,20 @@ os.environ["WASI_NN_ATTENTION_PROBE"] = "0"
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of both doors (tests/doors.py) run on asyncio only once: what llama.cpp computes does not depend on it."""
+    items[:] = [item for item in items if not _is_needless(item)]
+
+
+def _is_needless(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if parameters.get("door") != "asyncio":
+        return False
+    name = getattr(item, "originalname", item.name)
+    return parameters.get("llama") == "native" or name in getattr(getattr(item, "module", None), "NOT_ASYNCIO", ())
+
+
 # A shell without job control starts its background jobs, and a CI may start everything, with SIGINT ignored. Children
 # inherit that, and the tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -36,12 +36,16 @@ from wasi_nn_backend.types import Door, ExecutionTarget, GraphEncoding, Tensor, 
 
 if TYPE_CHECKING:
     __version__: str
+    from wasi_nn_backend.async_backend import AsyncBackend, AsyncExecutionContext, AsyncGraph
     from wasi_nn_backend.backend import Backend
     from wasi_nn_backend.execution_context import ExecutionContext
     from wasi_nn_backend.graph import Graph
     from wasi_nn_backend.session import Message
 
 __all__ = [
+    "AsyncBackend",
+    "AsyncExecutionContext",
+    "AsyncGraph",
     "Backend",
     "Busy",
     "Cancelled",
@@ -74,6 +78,9 @@ __all__ = [
 #: Where the names live whose import takes a third of a second: `wasi-nn --help` and programs that only catch the errors
 #: do not wait for pydantic and numpy.
 _LAZY = {
+    "AsyncBackend": "wasi_nn_backend.async_backend",
+    "AsyncGraph": "wasi_nn_backend.async_backend",
+    "AsyncExecutionContext": "wasi_nn_backend.async_backend",
     "Backend": "wasi_nn_backend.backend",
     "Graph": "wasi_nn_backend.graph",
     "ExecutionContext": "wasi_nn_backend.execution_context",

@@ -22,7 +22,7 @@ from wasi_nn_backend.config import ConfigSource, Layer, Settings, parse_layer, r
 from wasi_nn_backend.config.parse import UnknownPolicy
 from wasi_nn_backend.doors import parse_at_door
 from wasi_nn_backend.engine import EngineLease, EngineStore
-from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
+from wasi_nn_backend.errors import Cancelled, InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.graph import Graph, LoadedModel
 from wasi_nn_backend.llama import load_llama
@@ -92,11 +92,13 @@ class Backend:
         *,
         config: ConfigSource = None,
         door: Door = PYTHON_DOOR,
+        progress: ProgressCallback | None = None,
     ) -> Graph:
         """A graph from the bytes of a GGUF file: ``builders[0]``, and configuration JSON as ``builders[1]`` if present.
 
         The bytes go to a private file, which lives as long as the graph. ``target`` is a hint that llama.cpp does not
-        need: ``model.n_gpu_layers`` decides. Raises ``InvalidEncoding``, ``InvalidArgument`` (no GGUF), ``TooLarge``.
+        need: ``model.n_gpu_layers`` decides. ``progress`` as in ``load_by_name``. Raises ``InvalidEncoding``,
+        ``InvalidArgument`` (no GGUF), ``TooLarge``, ``Cancelled``.
         """
         if encoding not in (GraphEncoding.GGML, GraphEncoding.AUTODETECT):
             raise InvalidEncoding(f"this backend runs GGUF models: graph encoding {encoding.value} is not ggml")
@@ -114,7 +116,7 @@ class Backend:
         try:
             path = Path(folder.name, "model.gguf")
             path.write_bytes(builders[0])
-            return self._open("(bytes)", path, layers, door=door, folder=folder)
+            return self._open("(bytes)", path, layers, door=door, progress=progress, folder=folder)
         except BaseException:
             folder.cleanup()
             raise
@@ -157,14 +159,14 @@ class Backend:
             )
         return self._open(name, model_path(name), layers, door=door, progress=progress)
 
-    def restore(self, path: str | Path) -> ExecutionContext:
+    def restore(self, path: str | Path, *, progress: ProgressCallback | None = None) -> ExecutionContext:
         """``Graph.restore`` on the model that the session was saved with, loaded again under its name or from its path.
 
         The graph lives as long as the backend. Also raises what ``load_by_name`` raises.
         """
         saved = read_session(Path(path))
         known = self.registry.find(saved.graph) is not None or saved.graph in BUILTIN_MODELS
-        return self.load_by_name(saved.graph if known else saved.path).restore(path)
+        return self.load_by_name(saved.graph if known else saved.path, progress=progress).restore(path)
 
     def reload(
         self,
@@ -225,17 +227,18 @@ class Backend:
             pinned, self._pinned = self._pinned, {}
         contexts = [context for graph in graphs for context in graph.contexts()]
         deadline_s = self.now_s() + grace_s
+        error = Cancelled("the run was stopped: the backend is closing")
         for context in contexts:
             if context.state == "queued" or grace_s <= 0:
-                context.cancel()
+                context.cancel_run(error)
         if grace_s > 0:
             for context in contexts:
                 context.wait_until_idle(max(0.0, deadline_s - self.now_s()))
         for context in contexts:
-            context.cancel()
+            context.cancel_run(error)
         for graph in graphs:
             for context in graph.contexts():
-                context.shut_down()
+                context.shut_down(error)
             graph.release()
         self.sessions.close()
         self._store.stop_embedders()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from wasi_nn_backend.config import Layer, Settings
 from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.engine import EngineLease
-from wasi_nn_backend.errors import Busy, InvalidArgument
+from wasi_nn_backend.errors import Busy, Cancelled, InvalidArgument
 from wasi_nn_backend.owning_graph import OwningGraph
 from wasi_nn_backend.session import AnyRun
 
@@ -40,12 +40,14 @@ class ContextLifetime(ABC):
         self._closing = threading.Lock()
         self._n_handles = 1
         self._closed_because: str | None = None
+        self._run_error: Cancelled | None = None  # what a call gets that closing ends
         self._open_run: AnyRun | None = None  # one that goes on between calls: compute_single's or an iterator's
         # An engine that only this context's settings need must not come and go with every compute.
         self._lease: EngineLease | None = graph.lease(self.settings)
 
     @abstractmethod
-    def cancel(self) -> None: ...
+    def cancel_run(self, error: Cancelled | None) -> None:
+        """End what runs. ``error``: what its caller gets, instead of hearing that it was cancelled."""
 
     @abstractmethod
     def _end_open_run(self) -> None: ...
@@ -58,6 +60,11 @@ class ContextLifetime(ABC):
     def session_id(self) -> str:
         """Its name; empty for contexts that are each their own session."""
         return self.settings.session.session_id
+
+    @property
+    def lease(self) -> EngineLease | None:
+        """That on its engine; None when it has let go of it: its graph was unloaded, or reloaded and not used since."""
+        return self._lease
 
     def close(self) -> None:
         """Give this handle back; the last one stops what runs and frees the sequence's cells before returning.
@@ -84,16 +91,17 @@ class ContextLifetime(ABC):
             self._n_handles -= 1
             if self._n_handles:
                 return True
-        self.shut_down()
+        self.shut_down(Cancelled("the run was stopped: its execution context was closed"))
         return True
 
-    def shut_down(self) -> None:
-        """End it, whoever holds it: its calls are cancelled, and its cells are free when this returns."""
+    def shut_down(self, error: Cancelled | None = None) -> None:
+        """End it, whoever holds it: its calls end with ``error``, and its cells are free when this returns."""
         with self._closing:
             if self._closed_because is not None:
                 return
+            self._run_error = error
             self._closed_because = ""  # a call that is about to submit a run sees it; later calls are refused
-        self.cancel()
+        self.cancel_run(error)
         with self._entered:
             self._end_open_run()
             self._give_up_lease(wait=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from wasi_nn_backend.config import ConfigSource, Layer, Settings
 from wasi_nn_backend.config.layers import merge
-from wasi_nn_backend.context_lifetime import ContextLifetime, ContextState
-from wasi_nn_backend.engine import EngineLease, ExportedCells, SessionStatistics, same_engine
-from wasi_nn_backend.errors import Cancelled, EndOfSequence, InvalidArgument
+from wasi_nn_backend.context_lifetime import ContextState
+from wasi_nn_backend.context_steps import ContextSteps, TextSink
+from wasi_nn_backend.engine import EngineLease, ExportedCells, SessionStatistics, iterate_steps, run_steps, same_engine
+from wasi_nn_backend.errors import Cancelled, InvalidArgument
 from wasi_nn_backend.output import FinishReason, RunMetadata
 from wasi_nn_backend.owning_graph import OwningGraph
 from wasi_nn_backend.session import (
@@ -33,11 +33,8 @@ __all__ = ["ANONYMOUS", "ExecutionContext", "TextSink"]
 ANONYMOUS = Layer("anonymous", {"session": {"session_id": ""}})
 _NO_CELLS = ExportedCells((), b"", None)
 
-#: Receives text bytes as they are generated. What it raises ends the run and reaches the caller of compute.
-TextSink = Callable[[bytes], None]
 
-
-class ExecutionContext(ContextLifetime):
+class ExecutionContext(ContextSteps):
     """Made by ``Graph.init_execution_context``. One call at a time: a second thread gets ``Busy``; ``cancel`` and
     ``close`` may come from any thread at any time. A context manager that closes.
 
@@ -86,8 +83,7 @@ class ExecutionContext(ContextLifetime):
         ``InvalidArgument`` (no prompt), ``PromptTooLong``, ``ContextFull`` and ``Cancelled`` (text so far is kept for
         get_output), ``RuntimeFailure``.
         """
-        with self._enter(needs_graph=True):
-            self._compute(self.settings, stdout)
+        run_steps(self.compute_steps(stdout))
 
     def get_output(self, index: int = 0) -> bytes:
         """Index 1: metadata JSON. Any other index: the text of the last run, empty before the first."""
@@ -103,18 +99,7 @@ class ExecutionContext(ContextLifetime):
         string, ``stopping.max_tokens``), ``UnsupportedOperation`` in embedding mode, and what ``compute`` raises; the
         call after that starts again.
         """
-        with self._enter(needs_graph=True):
-            run = self._open_run
-            if run is None or not run.is_single:
-                self._end_open_run()
-                run = self._open_run = self._start(self.settings, streams=True, single=True)
-            piece = run.take_piece()
-            if piece is None:
-                self._end_open_run()
-                run.raise_error()
-                raise EndOfSequence("the run is over: there is no further token")
-            if stdout is not None and piece and self.settings.session.stream_stdout:
-                stdout(piece)
+        run_steps(self.compute_single_steps(stdout))
 
     def get_output_single(self, index: int = 0) -> bytes:
         """Index 1: metadata JSON. Any other: the last token's text; empty before one, and while a character is
@@ -135,10 +120,7 @@ class ExecutionContext(ContextLifetime):
 
     def run_inference(self, prompt: str | bytes, config: ConfigSource = None) -> str:
         """set_input, compute and get_output in one. ``config`` holds for this call only."""
-        with self._enter(needs_graph=True):
-            settings = self._call_settings(config)
-            self._take_prompt(input_bytes(prompt), settings)
-            return self._compute(settings, None).text.decode(errors="replace")
+        return run_steps(self.inference_steps(prompt, config))
 
     def stream(self, prompt: str | bytes, config: ConfigSource = None) -> Iterator[str]:
         """``run_inference`` in pieces, as they are generated. Work starts at the first ``next``.
@@ -146,26 +128,11 @@ class ExecutionContext(ContextLifetime):
         Closing the iterator early, or another call on this context, cancels the run; what was generated until then
         counts as the answer. After another call the iterator raises ``Cancelled``.
         """
-        with self._enter(needs_graph=True):
-            settings = self._call_settings(config)
-            self._take_prompt(input_bytes(prompt), settings)
-            run = self._open_run = self._start(settings, streams=True)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        try:
-            while (piece := self._next_piece(run)) is not None:
-                if text := decoder.decode(piece):
-                    yield text
-        finally:
-            self._abandon(run)
-        run.raise_error()
-        if text := decoder.decode(b"", final=True):
-            yield text
+        return iterate_steps(self.stream_steps(prompt, config))
 
     def cancel(self) -> None:
         """Stop a run from another thread: its caller gets ``Cancelled``. Without effect when nothing runs."""
-        run = self._run
-        if run is not None:
-            run.cancel()
+        self.cancel_run(None)
 
     def fork(self) -> ExecutionContext:
         """A second context that goes on from everything so far: configuration, conversation, pending prompt.
@@ -242,6 +209,11 @@ class ExecutionContext(ContextLifetime):
 
     # For the graph.
 
+    def cancel_run(self, error: Cancelled | None) -> None:
+        run = self._run
+        if run is not None:
+            run.cancel(error)
+
     def resume(self, saved: SavedSession) -> None:
         """Go on from a saved session; its cells are used if they fit and computed again if they do not."""
         with self._enter(needs_graph=True):
@@ -306,22 +278,6 @@ class ExecutionContext(ContextLifetime):
         self._require_lease().expect(self.id)
         self._n_tokens_input = count_prompt_tokens(self._session, self._lease, settings)
 
-    def _compute(self, settings: Settings, stdout: TextSink | None) -> AnyRun:
-        self._end_open_run()
-        sink = stdout if settings.session.stream_stdout and not settings.model.embedding else None
-        run = self._start(settings, streams=sink is not None)
-        try:
-            if sink is None:
-                run.wait()
-            else:
-                while (piece := run.take_piece()) is not None:
-                    if piece:
-                        sink(piece)
-        finally:
-            self._finish(run)
-        run.raise_error()
-        return run
-
     def _start(self, settings: Settings, *, streams: bool, single: bool = False) -> AnyRun:
         """Submit the pending prompt. The run before it and its output are gone, whether that works or not: a guest that
         reads on after an error must not take them for the answer."""
@@ -336,10 +292,8 @@ class ExecutionContext(ContextLifetime):
         finally:  # it has come, perhaps to another engine, or will not
             self._require_lease().dismiss(self.id)
         self._run, self._n_tokens_input = run, None
-        if (
-            self._closed_because is not None
-        ):  # closed while this was on its way: whoever closed waits for the call to return
-            run.cancel()
+        if self._closed_because is not None:  # closed while this was on its way: who closed waits for the call
+            run.cancel(self._run_error)
         return run
 
     def _finish(self, run: AnyRun) -> None:
@@ -354,13 +308,6 @@ class ExecutionContext(ContextLifetime):
         if self._lease is None or run.lease.key != self._lease.key:  # an engine for this call, or of a former model
             run.lease.forget_session(self.id, wait=False)
         run.lease.release()
-
-    def _next_piece(self, run: AnyRun) -> bytes | None:
-        """The next piece of an iterator's run; the context is free for other calls between the pieces."""
-        with self._enter():
-            if self._open_run is not run:
-                raise Cancelled("the iteration was ended by another call on its context")
-            return run.take_piece()
 
     def _abandon(self, run: AnyRun) -> None:
         """An iterator is closed, perhaps by the garbage collector and in the middle of another call: never block."""

@@ -19,7 +19,7 @@ from wasi_nn_backend.config import ConfigSource, Layer, Settings, resolve
 from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.config.layers import merge
 from wasi_nn_backend.doors import ConfigPlace, parse_at_door
-from wasi_nn_backend.engine import EngineLease, EngineStatistics, same_engine
+from wasi_nn_backend.engine import EngineLease, EngineStatistics, Steps, run_steps, same_engine
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.execution_context import ANONYMOUS, ExecutionContext
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
@@ -146,10 +146,15 @@ class Graph:
         ``PromptTooLong`` and ``InvalidArgument`` (a text is empty, the graph is unloaded, no memory) before anything is
         computed, and ``Cancelled`` or ``RuntimeFailure`` when the backend closes.
         """
+        return run_steps(self.embed_steps(texts))
+
+    def embed_steps(self, texts: Sequence[str]) -> Steps[npt.NDArray[np.float32]]:
+        """``embed``, in steps."""
         lease = self.retained_lease()
         try:
             self._backend.check_takes_work()
-            return embed_texts(lease, texts, self.new_task(0, self.settings, "embedding"))
+            task = self.new_task(0, self.settings, "embedding")
+            return (yield from embed_texts(lease, texts, task))
         finally:
             lease.release()
 

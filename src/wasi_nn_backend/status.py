@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from wasi_nn_backend.context_lifetime import ContextState
-from wasi_nn_backend.engine import EngineStatistics, EngineStore
+from wasi_nn_backend.engine import EngineLease, EngineStatistics, EngineStore
 from wasi_nn_backend.errors import WasiNNError
 from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.graph import Graph
@@ -58,7 +59,7 @@ class BackendStatus:
 
 
 def read_status(graphs: Iterable[Graph], store: EngineStore, tasks: TaskBook, now_s: float) -> BackendStatus:
-    """Each graph and session as it is when it is looked at. What closes meanwhile is left out."""
+    """Each graph and session as it is when it is looked at. A graph that is unloaded meanwhile is left out."""
     totals = tasks.totals()  # first, at the time that is told: engines answer only between two steps
     graph_rows, session_rows = [], []
     for graph in graphs:
@@ -66,7 +67,9 @@ def read_status(graphs: Iterable[Graph], store: EngineStore, tasks: TaskBook, no
             engine = graph.statistics()
         except WasiNNError:  # unloaded meanwhile
             continue
-        rows = [row for context in graph.contexts() if (row := _session_status(context, now_s)) is not None]
+        contexts = graph.contexts()
+        n_tokens_cached = _n_tokens_cached(contexts)
+        rows = [_session_status(context, n_tokens_cached.get(context.id, 0), now_s) for context in contexts]
         session_rows += rows
         graph_rows.append(
             GraphStatus(
@@ -97,11 +100,22 @@ def _engines(graphs: Iterable[GraphStatus], store: EngineStore) -> tuple[EngineS
     return tuple(sorted((*found.values(), *others), key=lambda row: row.id))
 
 
-def _session_status(context: ExecutionContext, now_s: float) -> SessionStatus | None:
-    try:
-        n_tokens_cached = context.statistics().n_tokens_cached
-    except WasiNNError:  # closed meanwhile
-        return None
+def _n_tokens_cached(contexts: Iterable[ExecutionContext]) -> dict[int, int]:
+    """By context. Each engine is asked once: it answers between two steps."""
+    leases: dict[Hashable, EngineLease] = {}
+    session_ids: dict[Hashable, list[int]] = {}
+    for context in contexts:
+        if (lease := context.lease) is not None:
+            leases[lease.key] = lease
+            session_ids.setdefault(lease.key, []).append(context.id)
+    found: dict[int, int] = {}
+    for key, lease in leases.items():
+        with suppress(WasiNNError):  # closed meanwhile
+            found |= lease.n_tokens_cached(session_ids[key])
+    return found
+
+
+def _session_status(context: ExecutionContext, n_tokens_cached: int, now_s: float) -> SessionStatus:
     state = context.state
     return SessionStatus(
         id=context.id,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.doors import both_doors
 from tests.fakes.llama import FakeLlama
 from wasi_nn_backend import (
     Backend,
@@ -34,6 +35,9 @@ from wasi_nn_backend import (
     WasiNNError,
 )
 
+door = both_doors(__name__)
+#: Programs that import the package themselves.
+NOT_ASYNCIO = {"test_programs_that_end_or_fork_while_a_model_is_loaded"}
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
 SEEDED = {"temperature": 0.9, "top_k": 20, "seed": 7}
 RAW = Door("guest", "raw", is_trusted=False)

@@ -16,6 +16,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 #: A change here is a change for users: it belongs in CHANGELOG.md too.
 PUBLIC_NAMES = [
+    "AsyncBackend",
+    "AsyncExecutionContext",
+    "AsyncGraph",
     "Backend",
     "Busy",
     "Cancelled",

@@ -20,6 +20,7 @@ CONFIGURATION = PROJECT / "docs" / "configuration.md"
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/asyncio.md",
     "docs/configuration.md",
     "docs/dialects.md",
     "examples/c/README.md",

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.doors import both_doors
 from tests.fakes.llama import FakeLlama
 from tests.unit.test_backend import Gate, singles
 from wasi_nn_backend import Backend, Door, Graph, InvalidArgument, ModelNotFound, NotFound
 from wasi_nn_backend.llama.tiny_model import write_tiny_model
 
+door = both_doors(__name__)
 CONFIG: dict[str, Any] = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 12, "threads": 1, "n_ctx": 512}
 GUEST = Door("guest", "chat", is_trusted=False)
 

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import F32_CACHE
+from tests.doors import both_doors
 from tests.fakes.llama import FakeLlama
 from tests.new_process import continue_here, continue_in_a_new_process
 from wasi_nn_backend import Backend, ExecutionContext, Graph, InvalidArgument, ModelNotFound, NotFound
 from wasi_nn_backend.llama.tiny_model import write_tiny_model
 
+door = both_doors(__name__)
+#: Another process has its own door.
+NOT_ASYNCIO = {"test_restored_in_a_new_process_equals_never_left"}
 #: Small enough that one stream's sessions push each other out. The layout and the kind of attention are given, since a
 #: new process might measure others to be faster, whose cells look different.
 CONFIG: dict[str, Any] = {

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.doors import both_doors
 from tests.effects import changes
 from tests.fakes.llama import FakeLlama
 from tests.unit.test_backend import Gate
@@ -24,6 +25,9 @@ from wasi_nn_backend import Backend, Busy, Cancelled, Door, ExecutionContext, Gr
 from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.session_store import SessionStore
 
+door = both_doors(__name__)
+#: A program that imports the package itself, and the store without a backend.
+NOT_ASYNCIO = {"test_a_killed_process_loses_no_finished_turn", "test_the_order_of_leaving"}
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 8, "threads": 1}
 GUEST = Door("guest", "chat", is_trusted=False)
 

@@ -6,16 +6,20 @@ import dataclasses
 import json
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.doors import both_doors
 from tests.fakes.llama import FakeLlama
 from tests.unit.test_backend import Gate
 from wasi_nn_backend import Backend, Cancelled, ExecutionContext, RuntimeFailure
+from wasi_nn_backend.engine import Engine
 
+door = both_doors(__name__)
 CONFIG: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "threads": 1, "max_concurrent": 2, "n_ctx": 512}
 
 
@@ -26,6 +30,11 @@ def gate() -> Gate:
 
 def wait_for_states(contexts: list[ExecutionContext], expected: list[str]) -> None:
     while sorted(context.state for context in contexts) != sorted(expected):
+        os.sched_yield()
+
+
+def wait_until_submitted(contexts: list[ExecutionContext]) -> None:
+    while any(context._run is None for context in contexts):
         os.sched_yield()
 
 
@@ -41,6 +50,7 @@ def test_closing_with_a_grace_time_lets_the_batch_finish(gate: Gate, tiny_model_
     idle = graph.init_execution_context()
     with ThreadPoolExecutor(6) as threads:
         running = [threads.submit(context.run_inference, "Hello") for context in contexts[:2]]
+        wait_until_submitted(contexts[:2])
         for _ in range(3):
             gate.reached.acquire()
             gate.let_through()
@@ -61,7 +71,7 @@ def test_closing_with_a_grace_time_lets_the_batch_finish(gate: Gate, tiny_model_
                 call()
         gate.open()
         for future in waiting:
-            with pytest.raises(Cancelled):
+            with pytest.raises(Cancelled, match="the backend is closing"):
                 future.result(timeout=30)
         assert [future.result(timeout=30) for future in running] == [expected] * 2
         closing.result(timeout=30)
@@ -78,10 +88,12 @@ def test_closing_stops_what_is_longer_than_the_grace_time(tiny_model_path: Path,
     contexts = [graph.init_execution_context() for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
         running = [threads.submit(context.run_inference, "For ever") for context in contexts]
-        wait_for_states(contexts, ["queued", "running", "running"])
+        wait_until_submitted(contexts)
+        while not any(context.get_output(0) for context in contexts):
+            os.sched_yield()
         backend.close(grace_s=0.05)
         for future in running:
-            with pytest.raises(Cancelled):
+            with pytest.raises(Cancelled, match="the backend is closing"):
                 future.result(timeout=30)
     assert any(context.get_output(0) for context in contexts)
     assert not folder.exists()
@@ -143,3 +155,34 @@ def test_the_status_is_plain_data(gate: Gate, tiny_model_path: Path) -> None:
             run.result(timeout=30)
         assert {each.state for each in backend.status().sessions} == {"idle"}
     assert backend.status().graphs == ()
+
+
+def test_an_iterator_is_told_that_its_graph_was_unloaded(tiny_model_path: Path) -> None:
+    with Backend(CONFIG, llama=FakeLlama()) as backend:
+        graph = backend.load_by_name(tiny_model_path)
+        pieces = graph.init_execution_context().stream("Hello")
+        next(pieces)
+        graph.unload()
+        with pytest.raises(Cancelled, match="unloading its graph"):
+            list(pieces)
+
+
+def test_the_status_asks_each_engine_once(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    n_tokens_cached = Engine.n_tokens_cached
+
+    def count(engine: Engine, session_ids: Sequence[int]) -> dict[int, int]:
+        asked.append(len(session_ids))
+        return n_tokens_cached(engine, session_ids)
+
+    monkeypatch.setattr(Engine, "n_tokens_cached", count)
+    with Backend(CONFIG, llama=FakeLlama()) as backend:
+        graph = backend.load_by_name(tiny_model_path)
+        contexts = [graph.init_execution_context() for _ in range(5)]
+        contexts.append(graph.init_execution_context({"n_ctx": 256}))
+        for context in contexts[1:]:
+            context.run_inference("Hello")
+        expected = {context.id: context.statistics().n_tokens_cached for context in contexts}
+        assert {row.id: row.n_tokens_cached for row in backend.status().sessions} == expected
+        assert sorted(asked) == [1, 5]
+        assert sum(n_tokens > 0 for n_tokens in expected.values()) == 5

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.doors import both_doors
 from tests.effects import changes
 from tests.fakes.llama import FakeLlama
 from wasi_nn_backend import Backend, Busy, DeadlineExceeded, ExecutionContext, WasiNNError
 from wasi_nn_backend.llama.interface import DecodeBatch
 
+door = both_doors(__name__)
 BASE: dict[str, Any] = {
     "n_ctx": 512,
     "max_concurrent": 1,

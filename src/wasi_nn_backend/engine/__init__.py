@@ -9,6 +9,7 @@ from wasi_nn_backend.engine.memory import ExportedCells
 from wasi_nn_backend.engine.options import EngineOptions
 from wasi_nn_backend.engine.sizing import N_CELLS_RESERVED, same_engine
 from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
+from wasi_nn_backend.engine.steps import Steps, TextSteps, WaitPoint, iterate_steps, run_steps
 from wasi_nn_backend.engine.store import EngineLease, EngineStore
 
 __all__ = [
@@ -25,5 +26,10 @@ __all__ = [
     "GenerationLimits",
     "SessionStatistics",
     "ShiftPolicy",
+    "Steps",
+    "TextSteps",
+    "WaitPoint",
+    "iterate_steps",
+    "run_steps",
     "same_engine",
 ]

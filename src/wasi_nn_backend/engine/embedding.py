@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from wasi_nn_backend.engine.steps import Bell
 from wasi_nn_backend.engine.waiting import wait_for
 from wasi_nn_backend.errors import Cancelled, InvalidArgument, PromptTooLong, RuntimeFailure, WasiNNError
 from wasi_nn_backend.llama.embedding_interface import EmbeddingContext
@@ -39,6 +40,7 @@ class EmbeddingJob:
         self.n_taken = 0  # texts that are in a batch or behind it
         self.n_embedded = 0
         self._done = threading.Event()
+        self._bell = Bell()
 
     @property
     def done(self) -> bool:
@@ -49,9 +51,16 @@ class EmbeddingJob:
         self.error = error
         self.finished_s = now_s
         self._done.set()
+        self._bell.ring()
 
     def wait(self) -> None:
         wait_for(self._done)
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once, when it is done, or at once. The embedder's thread calls, so the callback must be short."""
+        self._bell.add(callback)
+        if self.done:
+            self._bell.ring()
 
     def raise_error(self) -> None:
         """Raise what ended the job, as an exception of the caller's own: others may have got the same."""
@@ -105,12 +114,12 @@ class Embedder:
             self._wake.notify()
         return job
 
-    def cancel(self, job: EmbeddingJob) -> None:
-        """End a job as cancelled, at once for its caller. Without effect when it is done."""
+    def cancel(self, job: EmbeddingJob, error: WasiNNError | None = None) -> None:
+        """End a job as cancelled, or with ``error``, at once for its caller. Without effect when it is done."""
         with self._wake:
             if job.done:
                 return
-            self._finish(job, Cancelled("the embedding was cancelled"))
+            self._finish(job, error or Cancelled("the embedding was cancelled"))
             if self._batch and all(other.done for other, _ in self._batch):
                 self._context.request_abort()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from wasi_nn_backend.engine.steps import Bell
 from wasi_nn_backend.engine.waiting import wait_for
 from wasi_nn_backend.errors import WasiNNError
 from wasi_nn_backend.llama.interface import Sampler
@@ -67,6 +69,7 @@ class Generation:
         self.finished_s: float | None = None
         self._pieces: SimpleQueue[Piece | None] | None = SimpleQueue() if streams else None
         self._done = threading.Event()
+        self._bell = Bell()
 
     @property
     def done(self) -> bool:
@@ -81,6 +84,7 @@ class Generation:
     def publish(self, text: bytes) -> None:
         if self._pieces is not None:
             self._pieces.put(Piece(text))
+            self._bell.ring()
 
     def finish(self, reason: FinishReason, error: WasiNNError | None, now_s: float) -> None:
         """Called once. Text that was held back is released first."""
@@ -96,8 +100,16 @@ class Generation:
             self._done.set()
             if self._pieces is not None:
                 self._pieces.put(None)
+            self._bell.ring()
 
     # The consumer's side.
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once, at the next piece where pieces are taken, else at the end; at once if that is there. It is
+        the engine's thread that calls, so the callback must be short."""
+        self._bell.add(callback)
+        if self.done or (self._pieces is not None and not self._pieces.empty()):
+            self._bell.ring()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the generation is over; False after ``timeout_s``. Signals interrupt it on the main thread."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from wasi_nn_backend.engine.deadlines import Deadlines
 from wasi_nn_backend.engine.decoder import Decoder
@@ -107,14 +107,14 @@ class Engine:
         """Runs that have not started yet."""
         return self._gate.n_waiting
 
-    def cancel(self, generation: Generation) -> None:
-        """End a generation at the next step, or in the middle of its prompt. Without effect when it is done."""
+    def cancel(self, generation: Generation, error: WasiNNError | None = None) -> None:
+        """End a generation at the next step, or in the middle of its prompt, with ``error`` or as cancelled by its
+        caller. Without effect when it is done."""
         if generation.done:
             return
         try:
-            self._inbox.send(
-                lambda: self._finish(generation, FinishReason.CANCELLED, Cancelled("the run was cancelled"))
-            )
+            why = error or Cancelled("the run was cancelled")
+            self._inbox.send(lambda: self._finish(generation, FinishReason.CANCELLED, why))
         except RuntimeFailure:
             return  # closing ends it anyway
         self._decoder.abort(generation.request.id)
@@ -143,6 +143,10 @@ class Engine:
     def session_statistics(self, session_id: int) -> SessionStatistics:
         """One session's figures, read between two steps. Raises ``RuntimeFailure`` when the engine is closed."""
         return self._inbox.ask(lambda: self._book.of_session(session_id)).result()
+
+    def n_tokens_cached(self, session_ids: Sequence[int]) -> dict[int, int]:
+        """What is cached of each of these sessions: one question, however many they are."""
+        return self._inbox.ask(lambda: {each: self._pool.n_tokens_of(each) for each in session_ids}).result()
 
     def statistics(self) -> EngineStatistics:
         """What has happened until now, read between two steps."""

@@ -165,6 +165,11 @@ class EngineLease:
         engine = self._serving.engine
         return SessionStatistics() if engine is None else engine.session_statistics(session_id)
 
+    def n_tokens_cached(self, session_ids: Sequence[int]) -> dict[int, int]:
+        """By session. Raises ``RuntimeFailure`` when the engine is closed."""
+        engine = self._serving.engine
+        return dict.fromkeys(session_ids, 0) if engine is None else engine.n_tokens_cached(session_ids)
+
     def retain(self) -> EngineLease:
         """Raises ``InvalidArgument`` when this lease was released, by another thread perhaps."""
         with self._lock:

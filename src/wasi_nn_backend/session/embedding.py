@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from wasi_nn_backend.engine import Embedder, EmbeddingJob, EngineLease
+from wasi_nn_backend.engine import Embedder, EmbeddingJob, EngineLease, Steps
 from wasi_nn_backend.errors import Cancelled, InvalidArgument
 from wasi_nn_backend.output import FinishReason, RunMetadata, embedding_json
 from wasi_nn_backend.session.session import Prompt
@@ -55,9 +56,13 @@ class EmbeddingRun:
             self._job.wait()
         return self._job.done
 
-    def cancel(self) -> None:
-        """Any thread; without effect when the run is over."""
-        self._embedder.cancel(self._job)
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once when the run is over, on the embedder's thread or at once."""
+        self._job.when_ready(callback)
+
+    def cancel(self, error: Cancelled | None = None) -> None:
+        """Any thread; without effect when the run is over. ``error``: what its caller gets."""
+        self._embedder.cancel(self._job, error)
 
     def end(self) -> None:
         """Stop it if it is not over, wait until it is, and tell what it did."""
@@ -92,7 +97,21 @@ def start_embedding(lease: EngineLease, prompt: Prompt, task: Task) -> Embedding
     return EmbeddingRun(_submit(embedder, [prompt.tokens], task), embedder, lease, prompt, task)
 
 
-def embed_texts(lease: EngineLease, texts: Iterable[str], task: Task) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True, slots=True)
+class _TextsPoint:
+    """The wait for the vectors of many texts."""
+
+    job: EmbeddingJob
+    embedder: Embedder
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        self.job.when_ready(callback)
+
+    def cancel(self) -> None:
+        self.embedder.cancel(self.job)
+
+
+def embed_texts(lease: EngineLease, texts: Iterable[str], task: Task) -> Steps[npt.NDArray[np.float32]]:
     """The vectors of texts, shape [n_texts, n_embd], in their order. See ``Graph.embed`` for what it raises."""
     try:
         tokens = _tokenize(lease, texts)
@@ -102,7 +121,7 @@ def embed_texts(lease: EngineLease, texts: Iterable[str], task: Task) -> npt.NDA
         task.refuse(error)
         raise
     try:
-        job.wait()
+        yield _TextsPoint(job, embedder)
     finally:
         embedder.cancel(job)  # after Ctrl-C nobody wants the vectors any more; else without effect
         task.finish(_finish_reason(job).value, job.error)

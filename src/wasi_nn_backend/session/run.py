@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.config.session import SessionSettings
 from wasi_nn_backend.engine import N_CELLS_RESERVED, EngineLease, Generation, GenerationLimits, ShiftPolicy
-from wasi_nn_backend.errors import PromptTooLong, UnsupportedOperation, WasiNNError
+from wasi_nn_backend.errors import Cancelled, PromptTooLong, UnsupportedOperation, WasiNNError
 from wasi_nn_backend.llama.interface import Model, Sampler
 from wasi_nn_backend.output import (
     FinishReason,
@@ -85,9 +87,14 @@ class Run:
         """Until the run is over; False after ``timeout_s``."""
         return self._generation.wait(timeout_s)
 
-    def cancel(self) -> None:
-        """Any thread; without effect when the run is over."""
-        self._lease.engine.cancel(self._generation)
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once, on the engine's thread or at once: where pieces are taken when ``take_piece`` need not wait,
+        else when the run is over."""
+        self._generation.when_ready(callback)
+
+    def cancel(self, error: Cancelled | None = None) -> None:
+        """Any thread; without effect when the run is over. ``error``: what its caller gets."""
+        self._lease.engine.cancel(self._generation, error)
 
     def end(self) -> None:
         """Stop it if it still runs, wait until it is over, and tell what it did."""
