@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,6 +61,20 @@ def packaged_model(package: str, pattern: str = "*.gguf") -> Path:
     if not files:
         missing(f"the package {package} with its model is not installed; pip install -e '.[dev]'")
     return files[0]
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of the test processes fills and all use. Where ``make`` fails, the next one tries again."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, is_made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            is_made.touch()
+    return folder
 
 
 #: Configuration of ``model`` that keeps the cache in full precision.

@@ -65,6 +65,7 @@ class Backend:
         self.tasks = TaskBook()
         self._lock = threading.Lock()
         self._reloading = threading.Lock()
+        self._closing = threading.RLock()  # a handler of signals may close in the middle of a close
         self._graphs: set[Graph] = set()
         self._pinned: dict[str, EngineLease] = {}
         self._ids = itertools.count(1)
@@ -223,8 +224,7 @@ class Backend:
         atexit.unregister(self._close_at_exit)
         with self._lock:
             self._closed = True
-            graphs, self._graphs = self._graphs, set()
-            pinned, self._pinned = self._pinned, {}
+            graphs = list(self._graphs)
         contexts = [context for graph in graphs for context in graph.contexts()]
         deadline_s = self.now_s() + grace_s
         error = Cancelled("the run was stopped: the backend is closing")
@@ -236,16 +236,8 @@ class Backend:
                 context.wait_until_idle(max(0.0, deadline_s - self.now_s()))
         for context in contexts:
             context.cancel_run(error)
-        for graph in graphs:
-            for context in graph.contexts():
-                context.shut_down(error)
-            graph.release()
-        self.sessions.close()
-        self._store.stop_embedders()
-        for lease in pinned.values():
-            lease.release()
-        if self._log is not None:
-            self._log.close()
+        with self._closing:  # who closes at the same time returns when it is done, too
+            self._take_down(error)
 
     def __enter__(self) -> Self:
         return self
@@ -276,6 +268,24 @@ class Backend:
     def forget(self, graph: Graph) -> None:
         with self._lock:
             self._graphs.discard(graph)
+
+    def _take_down(self, error: Cancelled) -> None:
+        with self._lock:
+            graphs, self._graphs = self._graphs, set()
+            pinned, self._pinned = self._pinned, {}
+        for graph in graphs:
+            for context in graph.contexts():
+                context.shut_down(error)
+            graph.release()
+        was_open = not self.sessions.is_closed
+        self.sessions.close()
+        self._store.stop_embedders()
+        for lease in pinned.values():
+            lease.release()
+        if was_open:
+            _log.info("the backend is closed: nothing runs any more")
+        if self._log is not None:
+            self._log.close()
 
     def _parse(self, config: ConfigSource, door: Door) -> Layer:
         """A graph's configuration; its warnings wait for the log that it may ask for."""

@@ -36,7 +36,8 @@ class ContextLifetime(ABC):
         self._version = graph.version  # before all that depends on it: a change in between is seen by the next call
         self.settings: Settings = graph.settings_with(layer)
         self.created_s = self.last_used_s = graph.now_s()
-        self._entered = threading.Lock()  # held while a call works on this context
+        self._calling = threading.Lock()  # held by the one call that works on this context
+        self._entered = threading.Lock()  # and within it this one, which those who only look take for a moment
         self._closing = threading.Lock()
         self._n_handles = 1
         self._closed_because: str | None = None
@@ -151,20 +152,22 @@ class ContextLifetime(ABC):
 
     @contextmanager
     def _enter(self, *, needs_graph: bool = False) -> Iterator[None]:
-        if not self._entered.acquire(blocking=False):
+        if not self._calling.acquire(blocking=False):
             raise Busy(f"execution context {self.id} is working on another call: wait for it or cancel it")
         try:
-            if self._closed_because is not None:
-                why = (
-                    f": {self._closed_because}; make a new context or raise that limit" if self._closed_because else ""
-                )
-                raise InvalidArgument(f"execution context {self.id} is closed{why}")
-            if needs_graph:
-                self._check_graph()
-            yield
+            self._entered.acquire()  # the timer and a reload are no reason to refuse a call
+            try:
+                if self._closed_because is not None:
+                    why = f": {self._closed_because}; make a new context or raise that limit"
+                    raise InvalidArgument(f"execution context {self.id} is closed{why if self._closed_because else ''}")
+                if needs_graph:
+                    self._check_graph()
+                yield
+            finally:
+                self.last_used_s = self.graph.now_s()
+                self._leave()
         finally:
-            self.last_used_s = self.graph.now_s()
-            self._leave()
+            self._calling.release()
 
     def _check_graph(self) -> None:
         if not self.graph.alive:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from wasi_nn_backend.config import ConfigSource, Settings
 from wasi_nn_backend.context_lifetime import ContextLifetime
 from wasi_nn_backend.engine import Steps, TextSteps
-from wasi_nn_backend.errors import Cancelled, EndOfSequence
+from wasi_nn_backend.errors import Busy, Cancelled, EndOfSequence, InvalidArgument
 from wasi_nn_backend.session import AnyRun
 from wasi_nn_backend.types import input_bytes
 
@@ -88,11 +88,16 @@ class ContextSteps(ContextLifetime):
 
     def _next_piece(self, run: AnyRun) -> Steps[bytes | None]:
         """The next piece of an iterator's run, which may have ended since the last one."""
-        with self._enter():
-            if self._open_run is not run:
-                ended_by = "another call on its context" if self.graph.alive else "unloading its graph"
-                raise Cancelled(f"the iteration was ended by {ended_by}")
-            return (yield from _take_piece(run))
+        try:
+            with self._enter():
+                if self._open_run is not run:
+                    ended_by = "another call on its context" if self.graph.alive else "unloading its graph"
+                    raise Cancelled(f"the iteration was ended by {ended_by}")
+                return (yield from _take_piece(run))
+        except (Busy, InvalidArgument) as error:
+            if self._closed_because:  # by a limit, when nobody had read on for long
+                raise
+            raise Cancelled(f"the iteration was ended: {error}") from error  # such a call is inside, or it was closed
 
     @abstractmethod
     def _call_settings(self, config: ConfigSource) -> Settings: ...

@@ -126,7 +126,7 @@ class ExecutionContext(ContextSteps):
         """``run_inference`` in pieces, as they are generated. Work starts at the first ``next``.
 
         Closing the iterator early, or another call on this context, cancels the run; what was generated until then
-        counts as the answer. After another call the iterator raises ``Cancelled``.
+        counts as the answer. After another call, or ``close``, the iterator raises ``Cancelled``.
         """
         return iterate_steps(self.stream_steps(prompt, config))
 
@@ -164,7 +164,7 @@ class ExecutionContext(ContextSteps):
     @property
     def state(self) -> ContextState:
         """What it is doing now, seen from outside."""
-        is_entered, run = self._entered.locked(), self._run
+        is_entered, run = self._calling.locked(), self._run
         if run is None or run.finish_reason is not None or not (is_entered or self._runs_on()):
             return "running" if is_entered else "idle"
         return "running" if run.has_started else "queued"

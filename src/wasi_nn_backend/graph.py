@@ -274,6 +274,7 @@ class Graph:
         for context in contexts:
             context.follow_graph()
         self._last_loaded().lease.release()
+        _log.info('the graph "%s" is unloaded', self.name)
         self._at_release.close()
         return True
 

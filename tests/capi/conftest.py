@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import made_once, missing
 from wasi_nn_backend.capi.build import build_libraries
 from wasi_nn_backend.errors import UnsupportedOperation
 
@@ -36,24 +37,37 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None, timeout: flo
     return done.stdout
 
 
-def built(folder: Path, *flags: str) -> Path:
+def capi(*arguments: str | Path, cache: Path | None = None) -> str:
+    command = [sys.executable, "-m", "wasi_nn_backend.cli", "capi", *map(str, arguments)]
+    env = {**os.environ, **({"XDG_CACHE_HOME": str(cache)} if cache is not None else {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def build(folder: Path, *flags: str) -> None:
     from wasi_nn_backend import __version__  # noqa: PLC0415  read from the installed package
 
     try:
         build_libraries(folder, __version__, flags=flags)
     except UnsupportedOperation as error:
         missing(str(error))
-    return folder
 
 
 @pytest.fixture(scope="session")
 def library_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("capi"), *STRICT)
+    return made_once(tmp_path_factory, "capi", lambda folder: build(folder, *STRICT))
 
 
 @pytest.fixture(scope="session")
 def sanitized_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("capi-sanitized"), *SANITIZERS)
+    return made_once(tmp_path_factory, "capi-sanitized", lambda folder: build(folder, *SANITIZERS))
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache into which ``wasi-nn capi`` has built the libraries."""
+    return made_once(tmp_path_factory, "capi-cache", lambda folder: capi("--libdir", cache=folder))
 
 
 Compile = Callable[..., Path]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -10,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.capi.conftest import need, run
+from tests.capi.conftest import capi, need, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "c" / "native"
-
-
-def capi(*arguments: str | Path, cache: Path | None = None) -> str:
-    command = [sys.executable, "-m", "wasi_nn_backend.cli", "capi", *map(str, arguments)]
-    env = {**os.environ, **({"XDG_CACHE_HOME": str(cache)} if cache is not None else {})}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def check_program(program: Path) -> None:
@@ -36,24 +27,26 @@ def test_a_build_has_all_that_others_look_for(tmp_path: Path) -> None:
     assert paths == [str(folder / "libwasi_nn_backend.so"), str(folder / "libwasi_nn_llamacpp.so")]
     assert all(Path(path).is_file() for path in paths)
     assert (folder / "include" / "wasi_nn_llama.h").is_file()
-    flags = capi("--build", folder, "--cflags", "--libs").split()
+
+
+def test_the_flags_of_a_build_and_of_the_other_library(tmp_path: Path) -> None:
+    flags = capi("--build", tmp_path, "--cflags", "--libs", "--wamr").split()
+    assert {f"-I{tmp_path / 'include'}", f"-L{tmp_path}", "-DWASI_NN_WAMR"} <= set(flags)
+    assert flags[-1] == "-lwasi_nn_llamacpp"
+    assert (tmp_path / "libwasi_nn_llamacpp.so").is_file()
+
+
+def test_without_a_folder_the_libraries_are_built_once(cache_dir: Path, tmp_path: Path) -> None:
+    """And found by a program that is compiled with their flags."""
+    folder = Path(capi("--libdir", cache=cache_dir).strip())
+    assert folder.is_relative_to(cache_dir)
+    built = (folder / "libwasi_nn_backend.so").stat().st_mtime_ns
+    assert capi("--includedir", "--libdir", cache=cache_dir).split() == [str(folder), str(folder / "include")]
+    flags = capi("--cflags", "--libs", cache=cache_dir).split()
+    assert f"-L{folder}" in flags
+    assert (folder / "libwasi_nn_backend.so").stat().st_mtime_ns == built
     run(need("gcc"), EXAMPLES / "ask.c", "-o", tmp_path / "ask", *flags)
     check_program(tmp_path / "ask")
-
-
-def test_without_a_folder_the_libraries_are_built_once(tmp_path: Path) -> None:
-    folder = Path(capi("--libdir", cache=tmp_path).strip())
-    assert folder.is_relative_to(tmp_path)
-    built = (folder / "libwasi_nn_backend.so").stat().st_mtime_ns
-    assert capi("--includedir", "--libdir", cache=tmp_path).split() == [str(folder), str(folder / "include")]
-    assert f"-L{folder}" in capi("--libs", cache=tmp_path).split()
-    assert (folder / "libwasi_nn_backend.so").stat().st_mtime_ns == built
-
-
-def test_the_flags_of_the_other_library(tmp_path: Path, library_dir: Path) -> None:
-    flags = capi("--build", tmp_path, "--cflags", "--libs", "--wamr").split()
-    assert "-DWASI_NN_WAMR" in flags
-    assert flags[-1] == "-lwasi_nn_llamacpp"
 
 
 def test_asking_for_nothing_is_a_usage_error() -> None:

@@ -10,19 +10,21 @@ from pathlib import Path
 
 from tests.cli.conftest import command_line
 
+#: Its log goes to a file; what handlers are left at the end is its last line of output.
 EIGHT_COMPUTES = """
-import os, sys
+import logging, os, sys
 from concurrent.futures import ThreadPoolExecutor
 import typer
 from wasi_nn_backend import Backend
 from wasi_nn_backend.cli import app, main
 
-def serve(path: str) -> None:
+def serve(path: str, log: str) -> None:
     from wasi_nn_backend.cli.interrupts import run_interruptibly
-    run_interruptibly(lambda cancellation: compute(path, cancellation))
+    run_interruptibly(lambda cancellation: compute(path, log, cancellation))
 
-def compute(path, cancellation):
+def compute(path, log, cancellation):
     config = {"max_tokens": 10_000_000, "ignore_eos": True, "n_ctx": 512, "max_concurrent": 8, "prompt_mode": "raw"}
+    config |= {"logging": {"file": log, "level": "info", "enable_log": True}}
     with Backend(config) as backend, ThreadPoolExecutor(8) as threads:
         graph = backend.load_by_name(path)
         contexts = [graph.init_execution_context() for _ in range(8)]
@@ -37,7 +39,9 @@ def compute(path, cancellation):
 from wasi_nn_backend.cli.app import app
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
 app.command("serve")(exits_cleanly(serve))
-sys.exit(main(["serve", sys.argv[1]]))
+status = main(["serve", *sys.argv[1:]])
+print(*(type(handler).__name__ for handler in logging.getLogger("wasi_nn_backend").handlers))
+sys.exit(status)
 """
 
 DEAF_WORK = """
@@ -63,10 +67,17 @@ def terminate(*argv: str) -> tuple[int, str, str, float]:
     return child.returncode, rest, errors, time.monotonic() - start_s
 
 
-def test_sigterm_during_eight_computes(tiny_model_path: Path) -> None:
-    status, rest, errors, duration_s = terminate(sys.executable, "-c", EIGHT_COMPUTES, str(tiny_model_path))
-    assert (status, rest.split(), errors) == (143, ["Cancelled"] * 8, "")
+def test_sigterm_during_eight_computes(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Soon, and with a log that is closed: it tells of each of them, its last line is whole and says that this is the
+    end, and nobody has the file open any more."""
+    log = tmp_path / "log"
+    argv = (sys.executable, "-c", EIGHT_COMPUTES, str(tiny_model_path), str(log))
+    status, rest, errors, duration_s = terminate(*argv)
+    assert (status, rest.split(), errors) == (143, [*["Cancelled"] * 8, "NullHandler"], "")
     assert duration_s < 3
+    lines = log.read_text().splitlines(keepends=True)
+    assert sum("finish_reason=cancelled" in line for line in lines) == 8
+    assert lines[-1].endswith("info: the backend is closed: nothing runs any more\n")
 
 
 def test_sigterm_does_not_wait_for_work_that_does_not_hear_it() -> None:

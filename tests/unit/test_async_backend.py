@@ -61,6 +61,7 @@ NOT_FOR_CALLERS: dict[type, set[str]] = {
         "limits",
         "llama",
         "new_task",
+        "next_id",
         "now_s",
         "open",
         "parse",

@@ -73,7 +73,7 @@ def test_more_memory_holds_more(tiny_model_path: Path, one: int, other: int) -> 
 def test_what_is_suggested_is_valid_and_fits(tiny_model_path: Path, n_mib: int, n_sequences: int) -> None:
     plan = make_plan(tiny_model_path, settings_of({"max_concurrent": n_sequences}), n_mib * MIB)
     if plan.suggestion is None:
-        assert not plan.fits
+        assert n_mib < 128, "the program alone takes half of that"
         return
     better = plan.suggestion
     values = {

@@ -91,7 +91,7 @@ def test_running_calls_finish_on_the_old_model(gate: Gate, tiny_model_path: Path
     path = tmp_path / "other.gguf"
     path.write_bytes(b"other")
     backend, llama = fake_backend(gate)
-    with backend, ThreadPoolExecutor(2) as threads:
+    with backend, ThreadPoolExecutor(2) as threads, gate:
         graph = backend.load_by_name(tiny_model_path)
         context, late = graph.init_execution_context(), graph.init_execution_context()
         running = threads.submit(context.run_inference, "Before")
@@ -100,6 +100,7 @@ def test_running_calls_finish_on_the_old_model(gate: Gate, tiny_model_path: Path
         old, new = llama.models
         assert not old.closed
         beside = threads.submit(late.run_inference, "After")
+        gate.reached.acquire()  # now both engines' threads stand there
         gate.open()
         running.result(timeout=30)
         beside.result(timeout=30)

@@ -48,7 +48,7 @@ def test_closing_with_a_grace_time_lets_the_batch_finish(gate: Gate, tiny_model_
     graph = backend.load_by_name(tiny_model_path)
     contexts = [graph.init_execution_context() for _ in range(4)]
     idle = graph.init_execution_context()
-    with ThreadPoolExecutor(6) as threads:
+    with ThreadPoolExecutor(6) as threads, gate:
         running = [threads.submit(context.run_inference, "Hello") for context in contexts[:2]]
         wait_until_submitted(contexts[:2])
         for _ in range(3):
@@ -101,8 +101,31 @@ def test_closing_stops_what_is_longer_than_the_grace_time(tiny_model_path: Path,
     backend.close(grace_s=1.0)
 
 
+def test_all_who_close_return_when_nothing_is_left(gate: Gate, tiny_model_path: Path) -> None:
+    llama = FakeLlama(before_decode=gate)
+    backend = Backend(CONFIG, llama=llama)
+    context = backend.load_by_name(tiny_model_path).init_execution_context()
+
+    def close() -> bool:
+        backend.close()
+        return all(context.closed for model in llama.models for context in model.contexts)
+
+    with ThreadPoolExecutor(3) as threads, gate:
+        running = threads.submit(context.run_inference, "Hello")
+        gate.reached.acquire()
+        closing = [threads.submit(close) for _ in range(2)]
+        gate.open()
+        assert all(future.result(timeout=30) for future in closing)
+        with pytest.raises(Cancelled):
+            running.result(timeout=30)
+
+
 def test_unloading_waits_for_nobody_and_refuses_new_work(gate: Gate, tiny_model_path: Path) -> None:
-    with Backend(CONFIG, llama=FakeLlama(before_decode=gate)) as backend, ThreadPoolExecutor(1) as threads:
+    with (
+        Backend(CONFIG, llama=FakeLlama(before_decode=gate)) as backend,
+        ThreadPoolExecutor(1) as threads,
+        gate,
+    ):
         graph = backend.load_by_name(tiny_model_path)
         context, idle = graph.init_execution_context(), graph.init_execution_context()
         running = threads.submit(context.run_inference, "Last words")
@@ -121,6 +144,7 @@ def test_the_status_is_plain_data(gate: Gate, tiny_model_path: Path) -> None:
     with (
         Backend(CONFIG | {"max_concurrent": 1}, llama=llama, clock=lambda: clock[0]) as backend,
         ThreadPoolExecutor(3) as threads,
+        gate,
     ):
         backend.register("default", tiny_model_path)
         graph = backend.load_by_name("default")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wasi_nn_backend.kvcache import Assignment, KvOperation, StreamPool, common_prefix_length
-from wasi_nn_backend.scheduler.contention import last_to_be_served, victim_for
+from wasi_nn_backend.scheduler.contention import can_wait_for, last_to_be_served, prompt_rank, victim_for
 from wasi_nn_backend.scheduler.fairness import FairShares
 from wasi_nn_backend.scheduler.plan import Chunk, StepPlan
 from wasi_nn_backend.scheduler.queue import RequestQueue
@@ -51,6 +51,7 @@ class Scheduler:
         self._queue = RequestQueue(self._shares)
         self._running: list[Request] = []
         self._started: list[Request] = []  # for the first time, since the last plan
+        self._n_tokens_tolerated = rules.n_batch // 8  # by which users may differ before anybody's place is given away
         self._n_tokens_to_look = 0  # until those who wait are compared with those who run again
 
     @property
@@ -94,24 +95,15 @@ class Scheduler:
         operations = [*self._admit(), *self._secure_cells()]
         n_left = self._n_batch
         if self._shares is not None and self._queue and len(self._running) == self._n_running_max:
-            # So much sooner can a place be given to somebody else; shorter steps would cost speed.
-            n_left = min(n_left, max(n_left // 4, _N_TOKENS_STEP_MIN))
+            n_left = min(n_left, _N_TOKENS_STEP_MIN)  # so much sooner can a place be given to somebody who comes
         if (n_cells_free := self._pool.n_cells_free) is not None:
             n_left = max(1, min(n_left, n_cells_free))  # at least one: llama.cpp has the last word on its cells
         generating = [r for r in self._running if r.n_tokens_pending == 1]
         if len(generating) > n_left:  # round robin: whom this batch leaves out comes first in the next one
             generating = generating[:n_left]
             self._running = [r for r in self._running if r not in generating] + generating
-        prompting = [r for r in self._running if r.n_tokens_pending > 1]
-        if (shares := self._shares) is not None:
-            prompting.sort(key=lambda request: shares.n_tokens_of(request.user))
-        chunks = []
-        for request in (*generating, *prompting):
-            if n_left == 0:
-                break
-            n_tokens = min(request.n_tokens_pending, n_left)
-            chunks.append(self._chunk(request, n_tokens))
-            n_left -= n_tokens
+        chunks = [self._chunk(request, 1) for request in generating]
+        chunks += self._prompt_chunks(n_left - len(generating))
         # llama.cpp computes streams together only where their ids follow on each other: any other order of the batch
         # falls apart into one pass over the weights a stream.
         chunks.sort(key=lambda chunk: chunk.stream)
@@ -194,6 +186,29 @@ class Scheduler:
                 request.n_tokens_computed = 0
                 request.n_tokens_reused = request.n_tokens_shared = 0
 
+    def _prompt_chunks(self, n_left: int) -> list[Chunk]:
+        """At most ``n_left`` tokens of prompts, those first whose users have been served least.
+
+        Where a prompt ends in this step, those of users who can wait better are left out: they would only make the step
+        longer that gives its first token.
+        """
+        prompting = [request for request in self._running if request.n_tokens_pending > 1]
+        shares = self._shares
+        if shares is not None:
+            prompting.sort(key=lambda request: prompt_rank(request, shares, self._n_tokens_tolerated))
+        chunks: list[Chunk] = []
+        for request in prompting:
+            if n_left <= 0:
+                break
+            if shares is not None and any(
+                chunk.samples and can_wait_for(request, chunk.request, shares, self._n_tokens_tolerated)
+                for chunk in chunks
+            ):
+                continue
+            chunks.append(self._chunk(request, min(request.n_tokens_pending, n_left)))
+            n_left -= chunks[-1].n_tokens
+        return chunks
+
     def _wait(self, request: Request) -> None:
         request.state = RequestState.WAITING
         self._queue.add(request)
@@ -204,7 +219,7 @@ class Scheduler:
         what must be done to the cache first."""
         operations: list[KvOperation] = []
         if self._queue and self._n_tokens_to_look <= 0:
-            self._n_tokens_to_look = self._n_batch // 8
+            self._n_tokens_to_look = self._n_tokens_tolerated
             for request in self._queue.in_order():
                 if self._pool.runs(request.session_id):
                     continue  # one sequence a session: this one goes on where the other stops, and lets the next pass
@@ -218,7 +233,7 @@ class Scheduler:
     def _place_for(self, request: Request, operations: list[KvOperation]) -> bool:
         """Start a request. False, with nobody interrupted, where there is no place for it now."""
         if len(self._running) >= self._n_running_max:
-            victim = victim_for(request, self._running, self._shares, self._n_batch // 8)
+            victim = victim_for(request, self._running, self._shares, self._n_tokens_tolerated)
             if victim is None:
                 return False
             self._interrupt(victim)

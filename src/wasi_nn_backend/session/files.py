@@ -24,6 +24,7 @@ class SessionFile:
 
     def __init__(self, path: Path, files: SessionFiles) -> None:
         self.path = path
+        self.part = path.with_suffix(".part")  # what is written first; left where the process was killed meanwhile
         self._files = files
 
     def read(self) -> SavedSession | None:
@@ -36,7 +37,7 @@ class SessionFile:
     def write(self, saved: SavedSession) -> None:
         """A turn that cannot be saved is logged: its answer is worth more than the file."""
         try:
-            write_session(self.path, saved)
+            write_session(self.path, saved, part=self.part)
         except RuntimeFailure as error:
             _log.error("%s; this turn is lost when the program ends", error)
 
@@ -70,9 +71,7 @@ class SessionFiles:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise RuntimeFailure(
-                f"backend.save_dir {directory!r} cannot be used: {error.strerror or error}; name another directory"
-            ) from error
+            raise _unusable(directory, error) from error
         with self._lock:
             if path in self._claimed:
                 raise Busy(
@@ -80,8 +79,20 @@ class SessionFiles:
                     "one file: close it there first"
                 )
             self._claimed.add(path)
-        return SessionFile(path, self)
+        file = SessionFile(path, self)
+        try:
+            file.part.unlink(missing_ok=True)
+        except OSError as error:
+            file.release()
+            raise _unusable(directory, error) from error
+        return file
 
     def release(self, path: Path) -> None:
         with self._lock:
             self._claimed.discard(path)
+
+
+def _unusable(directory: str, error: OSError) -> RuntimeFailure:
+    return RuntimeFailure(
+        f"backend.save_dir {directory!r} cannot be used: {error.strerror or error}; name another directory"
+    )

@@ -63,8 +63,11 @@ def model_fingerprint(model: Model, path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_session(path: Path, saved: SavedSession) -> None:
-    """Raises ``RuntimeFailure`` when the file cannot be written; what was there before stays then."""
+def write_session(path: Path, saved: SavedSession, *, part: Path | None = None) -> None:
+    """``part`` is the file that is written first, for callers who are alone with it; None is one that nobody else has.
+
+    Raises ``RuntimeFailure`` when the file cannot be written; what was there before stays then.
+    """
     header = {
         "version": _VERSION,
         "fingerprint": saved.fingerprint,
@@ -80,15 +83,17 @@ def write_session(path: Path, saved: SavedSession) -> None:
     body = json.dumps(header).encode()
     checksum = _checksum(body, saved.cells.state).encode()
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
+        part = part or _new_part(path)
+        try:
+            # A conversation is its owner's: nobody else reads it.
+            with open(part, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
                 file.writelines([_MAGIC, checksum, b"\n", body, b"\n", saved.cells.state])
                 file.flush()
                 os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise RuntimeFailure(f"the session could not be saved to {path}: {error.strerror or error}") from error
 
@@ -122,6 +127,12 @@ def read_session(path: Path) -> SavedSession:
         n_left_out=header["n_left_out"],
         cells=ExportedCells(tuple(header["tokens"]), state, header["n_tokens_exact"]),
     )
+
+
+def _new_part(path: Path) -> Path:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    return Path(name)
 
 
 def _checksum(body: bytes, state: bytes) -> str:
