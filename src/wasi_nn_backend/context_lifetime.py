@@ -67,6 +67,11 @@ class ContextLifetime(ABC):
         """That on its engine; None when it has let go of it: its graph was unloaded, or reloaded and not used since."""
         return self._lease
 
+    @property
+    def is_closed(self) -> bool:
+        """By its last holder or by a limit."""
+        return self._closed_because is not None
+
     def close(self) -> None:
         """Give this handle back; the last one stops what runs and frees the sequence's cells before returning.
 

@@ -74,6 +74,9 @@ class OwningGraph(Protocol[_Context]):
     def fork_context(self, layer: Layer, session: Session) -> _Context:
         """A new context that continues a copy of this session."""
 
+    def init_execution_context(self, config: ConfigSource = None) -> _Context:
+        """A context; with a ``session.session_id`` that is open, that one."""
+
     def configure(self, context: _Context, config: ConfigSource) -> _Context:
         """Give a context configuration; returns the one to go on with, another one where it names a session."""
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+import bench.capi
+from bench.capi import CClient, Work, prompt, run_in_python
 from tests.capi.conftest import PROGRAMS, SANITIZERS, STRICT, need, run
 from wasi_nn_backend import Backend
 from wasi_nn_backend.capi.build import INCLUDE_DIR
 
 Compile = Callable[..., Path]
 SHIM = INCLUDE_DIR.parent / "shim"
+BENCH_CLIENT = Path(bench.capi.__file__).with_suffix(".c")
 WAMR = {"library": "wasi_nn_llamacpp"}
 
 
@@ -49,35 +52,45 @@ def test_the_process_is_as_before_after_20_rounds(
     rounds = report["rounds"]
     assert len(rounds) == 20
     assert {(one["threads"], one["fds"]) for one in rounds} == {(report["before"]["threads"], report["before"]["fds"])}
-    # What 18 more rounds keep is less than one model and its context take.
-    assert rounds[-1]["resident_kib"] - rounds[1]["resident_kib"] < 12 * 1024
+    # It moves by 3 MiB and does not grow, also in 120 rounds: a model and its context, kept 18 times, would be more.
+    assert rounds[-1]["resident_kib"] - rounds[1]["resident_kib"] < 6 * 1024
 
 
 def test_the_order_of_calls_of_wamr(compile_program: Compile, library_dir: Path, tiny_model_path: Path) -> None:
     program = compile_program("wamr.c", library_dir, library="")
-    env = {"WASI_NN_MODELS": f"default={tiny_model_path}"}
-    texts = run(program, library_dir / "libwasi_nn_llamacpp.so", "default", env=env)
+    env = {"WASI_NN_MODELS": f"default={tiny_model_path}", "LD_LIBRARY_PATH": str(library_dir)}
+    texts = run(program, "libwasi_nn_llamacpp.so", "default", env=env)
     config = {"max_tokens": 24, "temperature": 0, "n_ctx": 256, "prompt_mode": "raw", "context_shifting": False}
     with Backend() as backend, backend.load_by_name_with_config(tiny_model_path, config) as graph:
         expected = graph.init_execution_context().run_inference("Once upon a time")
-    assert texts == f"{expected}\n" * 4
+    assert texts == f"{expected}\n" * 8
+
+
+def test_whatever_threads_do_at_random_is_answered_with_a_code(
+    compile_program: Compile, sanitized_dir: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    """8 threads with 150 calls each. By hand, with more: ``stress MODEL FOLDER SEED 8 10000``."""
+    program = compile_program("stress.c", sanitized_dir, *SANITIZERS)
+    command = (program, tiny_model_path, tmp_path, "1", "8", "150")
+    codes = {int(line.split(":")[0]) for line in run(*command, env={"ASAN_OPTIONS": "detect_leaks=0"}).splitlines()}
+    assert {0, 1} < codes
 
 
 def test_threads_and_sessions_get_the_texts_of_the_python_api(
     compile_program: Compile, library_dir: Path, tiny_f32_model_path: Path
 ) -> None:
-    config = {"max_tokens": 8, "temperature": 0, "cache_type_k": "f32", "cache_type_v": "f32", "max_concurrent": 4}
-    program = compile_program("sessions.c", library_dir)
-    lines = run(program, tiny_f32_model_path, json.dumps(config), "8", "16", "32").splitlines()
-    assert lines.pop().startswith("seconds ")
-    expected = []
+    """The model's weights and cache are in full precision, so that no rounding changes a text."""
+    config = {"max_tokens": 4, "temperature": 0, "cache_type_k": "f32", "cache_type_v": "f32", "max_concurrent": 4}
+    work = Work(n_threads=8, n_sessions=32, n_calls=200, config=config)
+    client = CClient(compile_program(BENCH_CLIENT, library_dir), tiny_f32_model_path, work)
+    found = client.run("one").texts
+    client.close()
     with Backend() as backend, backend.load_by_name_with_config(tiny_f32_model_path, config) as graph:
-        contexts = [graph.init_execution_context() for _ in range(16)]
-        for turn in range(2):
-            for session, context in enumerate(contexts):
-                text = context.run_inference(f"Session {session}, turn {turn}: tell me something.")
-                expected.append(f"{session} {turn} {text.encode().hex()}")
-    assert lines == expected
+        expected = run_in_python(graph, work, "two").texts
+        context = graph.init_execution_context()
+        alone = [context.run_inference(prompt(3, turn)) for turn in range(6)]
+    assert found == expected
+    assert alone == [expected[3, turn] for turn in range(6)]
 
 
 def test_a_guests_paths_are_refused_and_the_log_says_why(
@@ -92,9 +105,10 @@ def test_a_guests_paths_are_refused_and_the_log_says_why(
     env = {**os.environ, "WASI_NN_MODEL_DIR": str(folder)}
     done = subprocess.run([program, *names], capture_output=True, text=True, check=False, env=env)
     assert (done.returncode, done.stdout.split()) == (0, ["6", "6", "6", "1", "1", "8", "0", "1"])
-    rules = [line for line in done.stderr.splitlines() if line.startswith("wasi-nn: WARNING: the model")]
-    assert len(rules) == 3
-    for rule, words in zip(rules, ("absolute paths", '".." is', "symbolic link"), strict=True):
+    rules = [line for line in done.stderr.splitlines() if "is refused: " in line]
+    expected = ("absolute paths", '".." is', "symbolic link", "has 5000 bytes", "a part of more than 255", "has a NUL")
+    for rule, words in zip(rules, expected, strict=True):
+        assert rule.startswith("wasi-nn: WARNING: ")
         assert words in rule
 
 
@@ -116,14 +130,6 @@ def test_valgrind_finds_nothing_in_the_shim(tmp_path: Path) -> None:
 
 def test_the_thread_sanitizer_finds_nothing_in_the_shim(tmp_path: Path) -> None:
     assert run(compile_alone(tmp_path, "-fsanitize=thread")) == "done\n"
-
-
-def test_overhead_of_calls(compile_program: Compile, library_dir: Path, tiny_model_path: Path) -> None:
-    """Medians: the machine may be busy. Measured 11 to 14 microseconds on two cores."""
-    figures = json.loads(run(compile_program("overhead.c", library_dir, "-O2"), tiny_model_path))
-    names = [name for name in figures if name.endswith("median_us")]
-    assert len(names) == 3
-    assert {name: figures[name] for name in names if figures[name] >= 50} == {}
 
 
 def test_a_program_that_passes_no_size_is_served_where_the_environment_says_so(

@@ -78,6 +78,7 @@ NOT_FOR_CALLERS: dict[type, set[str]] = {
         "compute_steps",
         "follow_graph",
         "has_layer",
+        "is_closed",
         "inference_steps",
         "layer",
         "lease",

@@ -59,6 +59,13 @@ class Calls:
         name, config = self._text(call.text, "the model's name"), self._bytes(call.config)
         call.handle_out = host.add_graph(lambda: host.load_by_name(name, config or None))
 
+    def refuse_name(self, call: Any) -> None:
+        """A model's name broke a rule of the C side: the log says which, as for the rules of this side."""
+        self._host(call)
+        rule = self._text(call.text, "the rule")
+        _log.warning("a model is refused: %s", rule)
+        raise InvalidArgument(rule)
+
     def unload(self, call: Any) -> None:
         self._host(call).unload(call.handle)
 
@@ -68,10 +75,14 @@ class Calls:
         call.handle_out = host.add_context(graph.init_execution_context)
 
     def init_session(self, call: Any) -> None:
-        call.handle_out = self._host(call).session(self._text(call.text, "the session's id"))
+        call.handle_out = self._host(call).open_session(self._text(call.text, "the session's id"))
 
     def set_input(self, call: Any) -> None:
-        self._context(call).set_input(call.index, self._bytes(call.text))
+        data = self._bytes(call.text)
+        if call.index == CONFIG_INDEX:
+            self._host(call).contexts.configure(call.handle, data)
+        else:
+            self._context(call).set_input(call.index, data)
 
     def compute(self, call: Any) -> None:
         self._context(call).compute()
@@ -108,7 +119,7 @@ class Calls:
         call.handle_out = host.add_context(lambda: graph.restore(path))
 
     def close_execution_context(self, call: Any) -> None:
-        self._host(call).close_context(call.handle)
+        self._host(call).contexts.close(call.handle)
 
     def _host(self, call: Any) -> Host:
         return self._hosts.get(call.backend)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wasi_nn_backend.backend import Backend
+from wasi_nn_backend.capi.contexts import ContextTable
 from wasi_nn_backend.capi.models import Environment
-from wasi_nn_backend.capi.sessions import SessionIds
 from wasi_nn_backend.config import Layer, parse_layer
 from wasi_nn_backend.config.layers import merge
 from wasi_nn_backend.errors import InvalidArgument, NotFound
@@ -22,7 +22,6 @@ __all__ = ["Host", "HostTable"]
 
 _N_HOSTS_MAX = 4096
 _N_GRAPHS_MAX = 4096
-_N_CONTEXTS_MAX = 1 << 20
 #: Far from what programs have in a pointer by mistake, such as 0, 1 or an address.
 _FIRST_BACKEND = 0x4E4E_0001
 
@@ -34,15 +33,13 @@ class Host:
         self.backend = backend
         # Programs that never look at the graph's number pass 0: the first one has it.
         self.graphs: HandleTable[Graph] = HandleTable("graph", _N_GRAPHS_MAX, "unload one")
-        self.contexts: HandleTable[ExecutionContext] = HandleTable(
-            "execution context", _N_CONTEXTS_MAX, "close one", first_handle=1
-        )
+        self.contexts = ContextTable()
         self._door = door
         self._environment = environment
         self._release = release
-        self._sessions = SessionIds()
         self._loaded: dict[int, None] = {}  # the handles of open graphs, in the order of loading
         self._lock = threading.Lock()
+        self._naming = threading.Lock()  # held while a session is opened, so that no id gets one on two graphs
         self._closed = False
 
     def load_by_name(self, name: str, config: bytes | None) -> Graph:
@@ -50,8 +47,8 @@ class Host:
         if not self._door.is_trusted:
             # Untrusted doors load what is registered, and the rules above just said that this may be.
             name = str(path)
-            with self._lock:
-                if self.backend.registry.find(name) is None:
+            if self.backend.registry.find(name) is None:
+                with contextlib.suppress(InvalidArgument):  # another instance, which shares the backend, was faster
                     self.backend.register(name, path)
         return self.backend.load_by_name_with_config(str(path), config, door=self._door)
 
@@ -74,22 +71,20 @@ class Host:
         graph.unload()
 
     def add_context(self, make: Callable[[], ExecutionContext]) -> int:
-        with self.contexts.reserve() as publish:
-            context = make()
-            handle = publish(context)
+        handle = self.contexts.add(make)
         if self._closed:
-            context.shut_down()
+            with contextlib.suppress(InvalidArgument):  # close() may have had it already
+                self.contexts.get(handle).shut_down()
             raise InvalidArgument("the backend was closed while the context was made")
         return handle
 
-    def session(self, session_id: str) -> int:
-        """The live context of a session, else a new one on the newest graph."""
-        return self._sessions.find_or_make(session_id, self._make_session_context)
-
-    def close_context(self, handle: int) -> None:
-        context = self.contexts.remove(handle)
-        self._sessions.forget(handle)
-        context.close()
+    def open_session(self, session_id: str) -> int:
+        """The live context of a session; else a new one, on the graph that it was on while a handle to it is open, or
+        on the newest."""
+        with self._naming:
+            last = self.contexts.last_opened(session_id)
+            graph = self._newest_graph() if last is None or not last.graph.alive else last.graph
+            return self.add_context(lambda: graph.init_execution_context({"session": {"session_id": session_id}}))
 
     def close(self) -> None:
         """Contexts first: what runs in them is cancelled."""
@@ -101,12 +96,12 @@ class Host:
                 graph.unload()
         self._release()
 
-    def _make_session_context(self) -> int:
+    def _newest_graph(self) -> Graph:
         with self._lock:
             newest = next(reversed(self._loaded), None)
         if newest is None:
             raise NotFound("no graph is loaded for the session: load a model first")
-        return self.add_context(self.graphs.get(newest).init_execution_context)
+        return self.graphs.get(newest)
 
 
 @dataclass

@@ -55,7 +55,9 @@ class Environment:
         Raises ``SecurityViolation`` (and logs the rule), ``NotFound``, ``ModelNotFound``, ``InvalidArgument``.
         """
         if "\0" in name or any(len(os.fsencode(part)) > _N_COMPONENT_BYTES_MAX for part in name.split("/")):
-            raise InvalidArgument("the model's name holds a NUL or a part of more than 255 bytes: shorten it")
+            rule = "the model's name holds a NUL or a part of more than 255 bytes: shorten it"
+            _log.warning("a model is refused: %s", rule)
+            raise InvalidArgument(rule)
         if name in self.models:
             return model_path(self.models[name])
         for folder in self.folders:

@@ -90,6 +90,7 @@ static void refuse_loads(void *ctx, const char *path)
     CHECK_CODE(invalid_argument, load_by_name(ctx, path, 0, &g));
     CHECK_CODE(invalid_argument, load_by_name(ctx, path, 0xFFFFFFFF, &g));
     CHECK_CODE(invalid_argument, load_by_name(ctx, path, n, NULL));
+    CHECK_CODE(invalid_argument, load_by_name(ctx, path, n, (graph *)gpu)); /* a host with an argument more */
     CHECK_CODE(invalid_argument, load_by_name(ctx, nul_inside, sizeof nul_inside - 1, &g));
     CHECK_CODE(invalid_encoding, load_by_name(ctx, "\xff\xfe", 2, &g));
     CHECK_CODE(invalid_argument, load_by_name_with_config(ctx, NULL, n, NULL, 0, &g));
@@ -137,6 +138,7 @@ static void refuse_inputs(void *ctx, graph_execution_context context)
     CHECK_CODE(too_large, set_input(ctx, context, 0, &input));
     input.data = (tensor_data){NULL, 5};
     CHECK_CODE(invalid_argument, set_input(ctx, context, 0, &input));
+    CHECK_CODE(invalid_argument, run_inference(ctx, context, 0, &input, output(9), &size));
 #else
     uint32_t lengths[17] = {0xFFFFFFFF, 0xFFFFFFFF, 1};
     tensor_dimensions dimensions = {lengths, 1};
@@ -153,6 +155,7 @@ static void refuse_inputs(void *ctx, graph_execution_context context)
     CHECK_CODE(invalid_argument, set_input(ctx, context, 0, &input));
     input.data = NULL;
     CHECK_CODE(invalid_argument, set_input(ctx, context, 0, &input));
+    CHECK_CODE(invalid_argument, run_inference(ctx, context, 0, &input, output(9), &size));
     input = (tensor){NULL, (tensor_type)0x12345678, (uint8_t *)"hello"};
     CHECK_CODE(invalid_argument, set_input(ctx, context, 0, &input));
     input = INPUT("");
@@ -178,6 +181,7 @@ static void refuse_outputs(void *ctx, graph_execution_context context)
     CHECK_CODE(invalid_argument, run_inference(ctx, context, 0, &input, NULL, &size));
     CHECK_CODE(invalid_argument, run_inference(ctx, context, 0, &input, output(sizeof text), NULL));
     CHECK_CODE(invalid_argument, run_inference_with_config(ctx, context, 0, &input, NULL, &size, NULL, 0));
+    CHECK_CODE(invalid_argument, run_inference_with_config(ctx, context, 0, &input, output(9), NULL, NULL, 0));
     CHECK_CODE(invalid_argument, run_inference_with_config(ctx, context, 0, &input, output(9), &size, "{}", 0xFFFFFFFF));
 }
 
@@ -298,6 +302,8 @@ int main(int argc, char **argv)
     CHECK_CODE(success, init_execution_context_with_session_id(ctx, "ada", &again));
     CHECK_CODE(success, init_execution_context_with_session_id(ctx, "ada", &closed));
     CHECK(again == closed && again != context);
+    CHECK_CODE(success, close_execution_context(ctx, again)); /* one of its two openings */
+    CHECK_CODE(success, cancel(ctx, again));
     CHECK_CODE(success, close_execution_context(ctx, again));
     refuse_context(ctx, again, path);
     CHECK_CODE(success, init_execution_context_with_session_id(ctx, "ada", &again));

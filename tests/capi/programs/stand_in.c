@@ -29,6 +29,8 @@ static void answer(wasi_nn_call *call)
     if (call->operation == OP_COMPUTE) {
         call->code = runtime_error;
         strncpy(call->message, "the stand-in does not compute", call->n_message_bytes_max);
+    } else if (call->operation == OP_REFUSE_NAME) {
+        call->code = invalid_argument;
     } else if (call->operation == OP_RUN_INFERENCE) {
         call->n_bytes = call->text.n_bytes;
         if (call->n_bytes > call->capacity)

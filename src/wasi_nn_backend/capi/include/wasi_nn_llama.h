@@ -176,11 +176,14 @@ wasi_nn_error unload(void *ctx, graph g);
 wasi_nn_error init_execution_context(void *ctx, graph g, graph_execution_context *exec_ctx);
 
 /* The live context of this session, or a new one on the graph that was loaded last. `session_id` ends with a NUL and has
- * 1 to 255 bytes. Closing the context makes the id free. */
+ * 1 to 255 bytes. The same id gives the same handle, which needs one close for each call of this function; the last one
+ * ends the session. Where a limit (max_sessions, idle_timeout_ms) has closed it, this makes a new context with another
+ * handle; the old one can still be read, and closed. */
 wasi_nn_error init_execution_context_with_session_id(void *ctx, const char *session_id,
                                                      graph_execution_context *exec_ctx);
 
-/* Set what to compute: `index` 0 is the prompt, 1 configuration JSON for this context. The data is copied. */
+/* Set what to compute: `index` 0 is the prompt, 1 configuration JSON for this context. The data is copied. A `session_id`
+ * in the configuration makes the handle stand for that session. */
 wasi_nn_error set_input(void *ctx, graph_execution_context exec_ctx, uint32_t index, tensor *input);
 
 /* Generate the answer to the prompt. Blocks until it is complete; cancel() ends it from another thread. After
@@ -225,7 +228,7 @@ wasi_nn_error save_session(void *ctx, graph_execution_context exec_ctx, const ch
 wasi_nn_error restore_session(void *ctx, graph g, const char *path, uint32_t path_len,
                               graph_execution_context *exec_ctx);
 
-/* Close a context; what runs in it is cancelled first. */
+/* Close a context; what runs in it is cancelled first. A session ends with the last close, see above. */
 wasi_nn_error close_execution_context(void *ctx, graph_execution_context exec_ctx);
 
 /* -- Diagnosis ----------------------------------------------------------------------------------------------------- */

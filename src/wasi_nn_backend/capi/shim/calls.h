@@ -13,6 +13,7 @@ enum wasi_nn_operation {
     OP_DEINIT_BACKEND,
     OP_LOAD,
     OP_LOAD_BY_NAME,
+    OP_REFUSE_NAME,
     OP_UNLOAD,
     OP_INIT_EXECUTION_CONTEXT,
     OP_INIT_SESSION,
@@ -43,7 +44,7 @@ typedef struct {
     uint32_t index;  /* of a tensor; load: the encoding */
     uint32_t target;
     uint64_t backend; /* init_backend: the result */
-    wasi_nn_span text; /* prompt, name, path, session id; load: the model */
+    wasi_nn_span text; /* prompt, name, path, session id; load: the model; refuse_name: why */
     wasi_nn_span config;
     uint8_t *output;
     uint32_t capacity;

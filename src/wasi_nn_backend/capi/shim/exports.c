@@ -13,7 +13,8 @@ enum {
     N_CONFIG_BYTES_MAX = 1 << 20,
     N_INPUT_BYTES_MAX = 64 << 20,
     N_DIMENSIONS_MAX = 16,
-    TENSOR_TYPE_MAX = 255
+    TENSOR_TYPE_MAX = 255,
+    N_FIRST_PAGE_BYTES = 4096
 };
 
 /* -- Arguments --------------------------------------------------------------------------------------------------- */
@@ -156,11 +157,14 @@ static wasi_nn_error forward(void *ctx, wasi_nn_call *call)
     return wasi_nn_submit(call);
 }
 
-/* A call whose result is a handle. */
+/* A call whose result is a handle. Its place lies in the first page where a host passes arguments of another header's:
+ * newer WAMR's load_by_name has an execution target before it. */
 static wasi_nn_error forward_for_handle(void *ctx, wasi_nn_call *call, uint32_t *handle)
 {
     if (!handle)
         return refuse_null("the place for the new handle");
+    if ((uintptr_t)handle < N_FIRST_PAGE_BYTES)
+        return wasi_nn_refuse(invalid_argument, "the place for the new handle is %p: pass a valid pointer", (void *)handle);
     wasi_nn_error code = forward(ctx, call);
     if (code == success)
         memcpy(handle, &call->handle_out, sizeof *handle);
@@ -178,6 +182,19 @@ static wasi_nn_error forward_for_output(void *ctx, wasi_nn_call *call, wasi_nn_o
     if (code == success || (code == too_large && call->n_bytes > 0))
         memcpy(size, &call->n_bytes, sizeof *size);
     return code;
+}
+
+/* The name of a model. One that breaks a rule is refused in Python, which has the log. */
+static wasi_nn_error read_name(void *ctx, const char *name, uint32_t n_bytes, wasi_nn_span *span)
+{
+    char rule[128];
+    wasi_nn_call refusal = {.operation = OP_REFUSE_NAME, .text = {(const uint8_t *)rule, 0}};
+    wasi_nn_error code = read_text("the model's name", name, n_bytes, N_NAME_BYTES_MAX, span);
+    if (code == success || !name || n_bytes == 0)
+        return code;
+    refusal.text.n_bytes = (uint32_t)strnlen(wasi_nn_message(), sizeof rule);
+    memcpy(rule, wasi_nn_message(), refusal.text.n_bytes);
+    return forward(ctx, &refusal);
 }
 
 static wasi_nn_error forward_handle(void *ctx, uint32_t operation, uint32_t handle)
@@ -250,7 +267,7 @@ wasi_nn_error load_by_name_with_config(void *ctx, const char *filename, uint32_t
                                        uint32_t config_len, graph *g)
 {
     wasi_nn_call call = {.operation = OP_LOAD_BY_NAME};
-    wasi_nn_error code = read_text("the model's name", filename, filename_len, N_NAME_BYTES_MAX, &call.text);
+    wasi_nn_error code = read_name(ctx, filename, filename_len, &call.text);
     if (code == success)
         code = read_config(config, config_len, &call.config);
     return code == success ? forward_for_handle(ctx, &call, g) : code;
