@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 from pathlib import Path
@@ -68,11 +69,34 @@ def install(folder: Path) -> str:
     (llama,) = [one for one in project["dependencies"] if one.startswith("llama-cpp-python")]
     run([sys.executable, "-m", "venv", str(folder)])
     print("compiling llama.cpp with Vulkan", flush=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    run([*pip, "--no-binary", "llama-cpp-python", llama], {"CMAKE_ARGS": "-DGGML_VULKAN=on"})
-    run([*pip, "--only-binary", "llama-cpp-python", f"{ROOT}[demo]"])
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    run([*pip, "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", str(folder), llama])
+    (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
+    with tarfile.open(archive) as source:
+        source.extractall(folder, filter="data")
+    allow_old_headers(folder / archive.name.removesuffix(".tar.gz"))
+    run([*pip, "install", "-q", str(folder / archive.name.removesuffix(".tar.gz"))], {"CMAKE_ARGS": "-DGGML_VULKAN=on"})
+    run([*pip, "install", "-q", "--only-binary", "llama-cpp-python", f"{ROOT}[demo]"])
     (folder / "done").touch()
     return python
+
+
+def allow_old_headers(source: Path) -> None:
+    """Debian 12's Vulkan headers (1.3.239) lack the layer settings that llama.cpp names for validation.
+
+    They come into play with GGML_VULKAN_VALIDATE alone, so leaving them out changes nothing here.
+    """
+    path = source / "vendor" / "llama.cpp" / "ggml" / "src" / "ggml-vulkan" / "ggml-vulkan.cpp"
+    text = path.read_text(encoding="utf-8")
+    start = text.index("    std::vector<vk::LayerSettingEXT> settings = {")
+    end = text.index("    vk::InstanceCreateInfo instance_create_info(", start)
+    call_end = text.index(";", end) + 1
+    call = text[end:call_end]
+    text = (
+        f"{text[:start]}#ifdef VK_EXT_layer_settings\n{text[start:call_end]}\n#else\n"
+        f"{call.replace(', &layer_setting_info', '')}\n#endif{text[call_end:]}"
+    )
+    path.write_text(text, encoding="utf-8")
 
 
 def answer(python: str, n_gpu_layers: int) -> str:
