@@ -1,5 +1,5 @@
 # Everything goes through .venv, which `setup` keeps up to date; run `make help` for the list.
-.PHONY: help setup demo check test bench clean
+.PHONY: help setup demo check test erlang-test bench clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -11,6 +11,7 @@ help:
 	@echo "make demo    a WebAssembly module asks a language model a question"
 	@echo "make check   lint, types and the fast tests"
 	@echo "make test    check, then the tests with real models"
+	@echo "make erlang-test  the OTP application in erlang/wasi_nn (installs Debian's Erlang as root)"
 	@echo "make bench   the engine against a plain llama.cpp loop"
 	@echo "make clean   remove what these targets made here (compiled wheels stay in the cache)"
 
@@ -31,9 +32,12 @@ check: setup
 test: check
 	$(BIN)/pytest -m real
 
+erlang-test: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/erlang_test
+
 bench: setup
 	$(BIN)/python -m bench.engine
 
 clean:
-	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache erlang/wasi_nn/_build erlang/wasi_nn/priv
 	find bench examples scripts src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

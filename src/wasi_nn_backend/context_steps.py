@@ -30,13 +30,13 @@ class ContextSteps(ContextLifetime):
         with self._enter(needs_graph=True):
             yield from self._compute(self.settings, stdout)
 
-    def compute_single_steps(self, stdout: TextSink | None) -> Steps[None]:
+    def compute_single_steps(self, stdout: TextSink | None, config: ConfigSource) -> Steps[None]:
         """``compute_single``."""
         with self._enter(needs_graph=True):
             run = self._open_run
             if run is None or not run.is_single:
                 self._end_open_run()
-                run = self._open_run = self._start(self.settings, streams=True, single=True)
+                run = self._open_run = self._start(self._call_settings(config), streams=True, single=True)
             piece = yield from _take_piece(run)
             if piece is None:
                 self._end_open_run()

@@ -92,14 +92,14 @@ class ExecutionContext(ContextSteps):
         run = self._run
         return b"" if run is None else run.text
 
-    def compute_single(self, stdout: TextSink | None = None) -> None:
+    def compute_single(self, stdout: TextSink | None = None, config: ConfigSource = None) -> None:
         """Generate one token; its text is then at ``get_output_single(0)``.
 
-        The first call computes the prompt. Raises ``EndOfSequence`` when the run is over (the model ended it, a stop
-        string, ``stopping.max_tokens``), ``UnsupportedOperation`` in embedding mode, and what ``compute`` raises; the
-        call after that starts again.
+        The first call computes the prompt, under ``config`` for this run only. Raises ``EndOfSequence`` when the run is
+        over (the model ended it, a stop string, ``stopping.max_tokens``), ``UnsupportedOperation`` in embedding mode,
+        and what ``compute`` raises; the call after that starts again.
         """
-        run_steps(self.compute_single_steps(stdout))
+        run_steps(self.compute_single_steps(stdout, config))
 
     def get_output_single(self, index: int = 0) -> bytes:
         """Index 1: metadata JSON. Any other: the last token's text; empty before one, and while a character is

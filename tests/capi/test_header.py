@@ -34,6 +34,7 @@ FUNCTIONS = {
     "close_execution_context",
     "unload",
     "compute_single",
+    "compute_single_with_config",
     "get_output_single",
     "fini_single",
     "run_inference_with_config",

@@ -24,6 +24,7 @@ LAYERS = (
     "cli",
     "host",
     "capi",
+    "port",
     "dialects",
     ROOT,
     "diagnosis",

@@ -50,9 +50,9 @@ class AsyncExecutionContext:
         """Index 1: metadata JSON. Any other index: the text of the last run. Gives other tasks no turn."""
         return self._context.get_output(index)
 
-    async def compute_single(self, stdout: TextSink | None = None) -> None:
+    async def compute_single(self, stdout: TextSink | None = None, config: ConfigSource = None) -> None:
         """Generate one token. Cancelling it ends the token-by-token run."""
-        await self._runner.steps(self._context.compute_single_steps(stdout))
+        await self._runner.steps(self._context.compute_single_steps(stdout, config))
 
     async def get_output_single(self, index: int = 0) -> bytes:
         """Index 1: metadata JSON. Any other: the last token's text. Gives other tasks no turn."""

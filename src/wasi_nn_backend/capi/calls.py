@@ -98,7 +98,7 @@ class Calls:
         self._put_out(call, context.get_output())
 
     def compute_single(self, call: Any) -> None:
-        self._context(call).compute_single()
+        self._context(call).compute_single(config=self._bytes(call.config) or None)
 
     def get_output_single(self, call: Any) -> None:
         self._put_out(call, self._context(call).get_output_single(call.index))

@@ -253,6 +253,14 @@ static void count_tokens(void *ctx, graph_execution_context context)
     }
     CHECK(n_tokens > 0);
     CHECK_CODE(success, fini_single(ctx, context));
+    /* The configuration of a run is read by its first call. */
+    static const char three[] = "{\"max_tokens\": 3, \"ignore_eos\": true}", wrong[] = "{\"max_tokens\": \"many\"}";
+    CHECK_CODE(invalid_encoding, compute_single_with_config(ctx, context, "{", 1));
+    CHECK_CODE(invalid_argument, compute_single_with_config(ctx, context, wrong, sizeof wrong - 1));
+    for (n_tokens = 0; compute_single_with_config(ctx, context, three, sizeof three - 1) == success;)
+        n_tokens++;
+    CHECK(n_tokens == 3);
+    CHECK_CODE(success, fini_single(ctx, context));
 }
 
 int main(int argc, char **argv)

@@ -211,6 +211,10 @@ wasi_nn_error run_inference_with_config(void *ctx, graph_execution_context exec_
 /* Generate one token; the first call computes the prompt. `end_of_sequence` when the answer is complete. */
 wasi_nn_error compute_single(void *ctx, graph_execution_context exec_ctx);
 
+/* The same with configuration JSON for this run only, which the first call of a run reads. NULL or 0: none. */
+wasi_nn_error compute_single_with_config(void *ctx, graph_execution_context exec_ctx, const char *runtime_config,
+                                         uint32_t config_len);
+
 /* As get_output(), of the last token: 0 bytes while a character is incomplete. */
 wasi_nn_error get_output_single(void *ctx, graph_execution_context exec_ctx, uint32_t index, wasi_nn_output output,
                                 uint32_t *output_tensor_size);

@@ -331,7 +331,15 @@ wasi_nn_error run_inference_with_config(void *ctx, graph_execution_context exec_
 
 wasi_nn_error compute_single(void *ctx, graph_execution_context exec_ctx)
 {
-    return forward_handle(ctx, OP_COMPUTE_SINGLE, exec_ctx);
+    return compute_single_with_config(ctx, exec_ctx, NULL, 0);
+}
+
+wasi_nn_error compute_single_with_config(void *ctx, graph_execution_context exec_ctx, const char *runtime_config,
+                                         uint32_t config_len)
+{
+    wasi_nn_call call = {.operation = OP_COMPUTE_SINGLE, .handle = exec_ctx};
+    wasi_nn_error code = read_config(runtime_config, config_len, &call.config);
+    return code == success ? forward(ctx, &call) : code;
 }
 
 wasi_nn_error get_output_single(void *ctx, graph_execution_context exec_ctx, uint32_t index, wasi_nn_output output,
