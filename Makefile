@@ -12,7 +12,7 @@ help:
 	@echo "make check   lint, types and the fast tests"
 	@echo "make test    check, then the tests with real models"
 	@echo "make erlang-test  the OTP application in erlang/wasi_nn (installs Debian's Erlang as root)"
-	@echo "make bench   the engine against a plain llama.cpp loop"
+	@echo "make bench   wasi-nn bench: speed on this machine, 15 minutes, into build/bench"
 	@echo "make clean   remove what these targets made here (compiled wheels stay in the cache)"
 
 setup:
@@ -36,7 +36,7 @@ erlang-test: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/erlang_test
 
 bench: setup
-	$(BIN)/python -m bench.engine
+	$(BIN)/wasi-nn bench --out build/bench
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache erlang/wasi_nn/_build erlang/wasi_nn/priv

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from bench.engine import show_progress
 from wasi_nn_backend import Backend, Graph, __version__
+from wasi_nn_backend.bench.engine import show_progress
 from wasi_nn_backend.capi.build import build_libraries
 from wasi_nn_backend.registry import model_path
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.raw_loop import RawLoop
 from wasi_nn_backend import Backend
+from wasi_nn_backend.bench.raw_loop import RawLoop
 from wasi_nn_backend.engine import Engine, Generation, GenerationLimits
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, Greedy, Model, ModelParams

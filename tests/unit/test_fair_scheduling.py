@@ -241,7 +241,7 @@ class Beside:
 @pytest.mark.parametrize("n_prompt", [20, 60, 150])
 def test_the_first_token_beside_fifty_requests_takes_at_most_twice_as_long_as_alone(n_prompt: int) -> None:
     """The median over moments at which prompts are computed, and at which all generate; never three times as long. The
-    same on a real machine: ``python -m bench.fairness``."""
+    same on a real machine: ``python -m wasi_nn_backend.bench.fairness``."""
     alone, n_steps = 5 + n_prompt, random.Random(n_prompt)
     times = {}
     for fair, n_times in ((True, 40), (False, 3)):

@@ -129,6 +129,8 @@ def test_every_key_is_documented_with_its_spellings_and_default() -> None:
     [
         *DOCUMENTS,
         "docs/architecture.md",
+        "docs/benchmarks.md",
+        "docs/performance.md",
         "docs/dependencies.md",
         "docs/grammars.md",
         "docs/monitoring.md",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from wasi_nn_backend.cli import capi, chat, doctor, generate, inspect, plan, port, run, schema, top
+from wasi_nn_backend.cli import bench, capi, chat, doctor, generate, inspect, plan, port, run, schema, top
 from wasi_nn_backend.cli.exit_codes import ExitCode, print_error, report_os_error
 from wasi_nn_backend.cli.logs import LogLevel, open_log, reopening_files_on_hangup
 from wasi_nn_backend.cli.streams import close_stdout
@@ -35,6 +35,7 @@ top.register(app)
 inspect.register(app)
 plan.register(app)
 doctor.register(app)
+bench.register(app)
 capi.register(app)
 port.register(app)
 schema.register(app)

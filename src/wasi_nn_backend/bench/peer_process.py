@@ -1,4 +1,4 @@
-"""Another library that generates for several sessions, in a process of its own: ``python -m bench.peer_process NAME``.
+"""Another library that generates for several sessions, in a process of its own, with its name as the argument.
 
 Two copies of llama.cpp in one process would get in each other's way. The protocol is a line of JSON each: settings in,
 what was loaded out; then prompts in, times out, until the input ends. ``bench/peers.py`` is the other side.
@@ -43,23 +43,9 @@ def open_xllamacpp(settings: dict[str, Any]) -> tuple[Generate, dict[str, str]]:
 
     A slot a session, whose cache holds the session's earlier prompt; nothing that costs time beside it.
     """
-    import xllamacpp  # type: ignore[import-not-found]  # noqa: PLC0415 - only in the process that runs it
+    import xllamacpp  # noqa: PLC0415 - only in the process that runs it
 
-    params = xllamacpp.CommonParams()
-    params.model.path = settings["path"]
-    params.n_gpu_layers = 0
-    params.n_parallel = settings["n_sessions"]
-    params.n_ctx = settings["n_ctx"] * settings["n_sessions"]
-    params.kv_unified = settings["kv_unified"]
-    flash = xllamacpp.llama_flash_attn_type
-    params.flash_attn_type = (
-        flash.LLAMA_FLASH_ATTN_TYPE_ENABLED if settings["flash_attention"] else flash.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["n_threads"]
-    params.fit_params = False
-    params.cache_ram_mib = 0
-    params.verbosity = 0
-    server = xllamacpp.Server(params)
+    server = xllamacpp.Server(xllamacpp_params(xllamacpp, settings))
 
     def complete(session: int, prompt: list[int], n_tokens: int) -> Times:
         body = {
@@ -98,6 +84,24 @@ def open_xllamacpp(settings: dict[str, Any]) -> tuple[Generate, dict[str, str]]:
         return [times[session] for session in range(len(prompts))]
 
     return generate, {"version": version("xllamacpp"), "system_info": str(xllamacpp.get_system_info()).strip()}
+
+
+def xllamacpp_params(xllamacpp: Any, settings: dict[str, Any]) -> Any:
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["path"]
+    params.n_gpu_layers = 0
+    params.n_parallel = settings["n_sessions"]
+    params.n_ctx = settings["n_ctx"] * settings["n_sessions"]
+    params.kv_unified = settings["kv_unified"]
+    flash = xllamacpp.llama_flash_attn_type
+    params.flash_attn_type = (
+        flash.LLAMA_FLASH_ATTN_TYPE_ENABLED if settings["flash_attention"] else flash.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["n_threads"]
+    params.fit_params = False
+    params.cache_ram_mib = 0
+    params.verbosity = 0
+    return params
 
 
 def open_llama_cpp_python(settings: dict[str, Any]) -> tuple[Generate, dict[str, str]]:

@@ -1,6 +1,6 @@
 """Prompt speed with llama.cpp's extra buffer types (AMX where the CPU has it) and without, in one process.
 
-    python -m bench.amx --rounds 5
+    python -m wasi_nn_backend.bench.amx --rounds 5
 
 The two models are loaded side by side and measured in turn, since a machine's speed drifts. On a CPU with AMX the ratio
 is to be 2.5 or more; without it the extra buffers hold repacked weights, and the ratio says what those are worth.

@@ -1,6 +1,6 @@
 """The automatic number of threads against fixed ones: quiet, and beside processes that compute all the time.
 
-    python -m bench.threads --sequences 8 1 --rounds 4
+    python -m wasi_nn_backend.bench.threads --sequences 8 1 --rounds 4
 
 The contestants take turns within a round and are compared round by round, so that they meet the same machine. Whatever
 else runs there counts as one more busy process: look at the fixed numbers to see whether "quiet" was.
@@ -15,12 +15,14 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from bench.engine import run_engine, show_progress, timed
 from wasi_nn_backend import Backend, ExecutionContext
+from wasi_nn_backend.bench.engine import run_engine, show_progress, timed
 from wasi_nn_backend.engine.sizing import n_usable_cores
 from wasi_nn_backend.registry import model_path
 
@@ -28,6 +30,16 @@ N_CTX = 512
 PROMPT = "Round {}. The story of ship {} and its long way home:"
 #: Busy processes end by themselves, should the benchmark be killed.
 BUSY_S_MAX = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``n_tokens`` are generated a call at 4 sequences; ``threads`` are the fixed numbers."""
+
+    path: Path
+    n_tokens: int
+    threads: Sequence[int]
+    n_rounds: int
 
 
 def main() -> None:
@@ -40,27 +52,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    names = [f"{n} thread{'s' * (n > 1)}" for n in arguments.threads] + ["auto"]
+    names = contestant_names(arguments.threads)
     print(f"{'sequences':>9} {'busy':>5}" + "".join(f"{name:>12}" for name in names) + f"{'auto / best':>14}")
     rows = []
+    options = Options(model_path(arguments.model), arguments.tokens, arguments.threads, arguments.rounds)
     for n_sequences in arguments.sequences:
-        n_tokens = round(arguments.tokens * 2 / n_sequences**0.5)  # turns of about the same length in seconds
-        with contextlib.ExitStack() as stack:
-            contestants = [
-                stack.enter_context(open_contexts(model_path(arguments.model), n_sequences, n_tokens, threads))
-                for threads in [*arguments.threads, "auto"]
-            ]
-            for n_busy in arguments.busy:
-                with busy_processes(n_busy):
-                    rates = measure(contestants, arguments.rounds, f"{n_sequences} sequences, {n_busy} busy")
-                medians = [statistics.median(each) for each in rates]
-                ratio = least_ratio(rates[-1], rates[:-1])
-                row = {"n_sequences": n_sequences, "n_busy": n_busy, "auto_to_best": ratio}
-                rows.append(row | dict(zip(names, medians, strict=True)))
-                figures = "".join(f"{each:>8.1f} t/s" for each in medians)
-                print(f"{n_sequences:>9} {n_busy:>5}{figures}{ratio:>14.3f}", flush=True)
+        for row in measure_all(options, n_sequences, arguments.busy):
+            rows.append(row)
+            figures = "".join(f"{each:>8.1f} t/s" for each in row["tokens_per_s"].values())
+            print(f"{n_sequences:>9} {row['n_busy']:>5}{figures}{row['auto_to_best']:>14.3f}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=2))
+
+
+def contestant_names(threads: Sequence[int]) -> list[str]:
+    return [f"{n} thread{'s' * (n > 1)}" for n in threads] + ["auto"]
+
+
+def measure_all(options: Options, n_sequences: int, busy: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """A row for each number of busy processes; ``tokens_per_s`` has each contestant's median."""
+    n_tokens = round(options.n_tokens * 2 / n_sequences**0.5)  # turns of about the same length in seconds
+    names = contestant_names(options.threads)
+    with contextlib.ExitStack() as stack:
+        settings: list[int | str] = [*options.threads, "auto"]
+        contestants = [
+            stack.enter_context(open_contexts(options.path, n_sequences, n_tokens, threads)) for threads in settings
+        ]
+        for n_busy in busy:
+            with busy_processes(n_busy):
+                rates = measure(contestants, options.n_rounds, f"{n_sequences} sequences, {n_busy} busy")
+            yield {
+                "n_sequences": n_sequences,
+                "n_busy": n_busy,
+                "auto_to_best": least_ratio(rates[-1], rates[:-1]),
+                "tokens_per_s": {name: statistics.median(each) for name, each in zip(names, rates, strict=True)},
+            }
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.raw_loop import RawLoop
-from bench.workload import N_TAIL, Prompt, Span
+from wasi_nn_backend.bench.raw_loop import RawLoop
+from wasi_nn_backend.bench.workload import N_TAIL, Prompt, Span
 
 TRIAL_S = 0.3
 N_TRIALS = 3

@@ -1,6 +1,6 @@
 """The engine against a plain llama.cpp loop: tokens per second at 1, 4, 8 and 16 sequences, in one process.
 
-    python -m bench.engine --rounds 5
+    python -m wasi_nn_backend.bench.engine --rounds 5
 
 Each round runs both, one after the other, and compares them pair by pair, since a machine's speed drifts. Both compute
 the same prompts and generate the same number of tokens greedily, with the same threads, streams and attention.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import threading
@@ -18,10 +19,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench.raw_loop import RawLoop
 from wasi_nn_backend import Backend, ExecutionContext
+from wasi_nn_backend.bench.raw_loop import RawLoop
 from wasi_nn_backend.engine.sizing import n_usable_cores
 from wasi_nn_backend.registry import model_path
+
+_log = logging.getLogger(__name__)
 
 N_CTX = 512
 #: The round comes first: nothing computed in an earlier round may serve a later one.
@@ -121,6 +124,10 @@ def timed(run: Callable[[], int]) -> tuple[int, float]:
 
 
 def show_progress(text: str) -> None:
+    """What is being measured: a line on a terminal that the next one replaces, and in the log (level info), from which
+    ``wasi-nn bench`` takes it. "" removes the line."""
+    if text:
+        _log.info("%s", text)
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()

@@ -1,6 +1,6 @@
 """Many sessions that generate at the same time: the engine, the plain llama.cpp loop at its best, and other libraries.
 
-    python -m bench.sessions --json sessions.json
+    python -m wasi_nn_backend.bench.sessions --json sessions.json
 
 For each number of sessions and length of context: tokens per second of all sessions together. Generation only: the
 clock runs from when all sessions have their first token to the end, for every contender the same. Nobody computes a
@@ -25,18 +25,18 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bench.engine import show_progress
-from bench.peers import PEERS, PeerSettings, missing_peers, open_peer
-from bench.raw_loop import RawLoop
-from bench.raw_search import Workload, best_raw
-from bench.workload import Contender, Prompt, PromptMaker, Span, tokens_per_s
 from wasi_nn_backend import Backend, ExecutionContext
+from wasi_nn_backend.bench.engine import show_progress
+from wasi_nn_backend.bench.peers import PEERS, PeerSettings, missing_peers, open_peer
+from wasi_nn_backend.bench.raw_loop import RawLoop
+from wasi_nn_backend.bench.raw_search import Workload, best_raw
+from wasi_nn_backend.bench.workload import Contender, Prompt, PromptMaker, Span, tokens_per_s
 from wasi_nn_backend.engine.sizing import n_usable_cores
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.registry import model_path
@@ -132,13 +132,9 @@ def main() -> None:
     print(f"this build: {load_llama().system_info}", flush=True)
     print_header(peers)
     rows: list[dict[str, Any]] = []
-    with RawLoop(options.path, n_sequences=1, n_ctx=N_CTX_STEP, n_threads=1) as tokenizer:
-        maker = PromptMaker(tokenizer.tokenize)
-        for n_sessions in arguments.sessions:
-            for n_context in arguments.contexts:
-                n_tokens = max(2, round(arguments.tokens * 2 / n_sessions**0.5))
-                rows.append(measure(Point(n_sessions, n_context, n_tokens), options, maker))
-                print_row(rows[-1], peers)
+    for row in measure_all(grid(arguments.sessions, arguments.contexts, arguments.tokens), options):
+        rows.append(row)
+        print_row(row, peers)
     print_summary(rows, peers)
     print(f"took {(time.monotonic() - start_s) / 60:.1f} minutes")
     if arguments.json is not None:
@@ -160,6 +156,22 @@ def parse_arguments() -> argparse.Namespace:
     if min(arguments.contexts) < 16 or min(arguments.sessions) < 1 or arguments.rounds < 1 or arguments.threads < 1:
         parser.error("contexts must be 16 or more; sessions, rounds and threads 1 or more")
     return arguments
+
+
+def grid(sessions: Sequence[int], contexts: Sequence[int], n_tokens: int) -> list[Point]:
+    """``n_tokens`` are generated a session at 4 sessions, and the fewer the more there are."""
+    return [
+        Point(n_sessions, n_context, max(2, round(n_tokens * 2 / n_sessions**0.5)))
+        for n_sessions in sessions
+        for n_context in contexts
+    ]
+
+
+def measure_all(points: Sequence[Point], options: Options) -> Iterator[dict[str, Any]]:
+    with RawLoop(options.path, n_sequences=1, n_ctx=N_CTX_STEP, n_threads=1) as tokenizer:
+        maker = PromptMaker(tokenizer.tokenize)
+        for point in points:
+            yield measure(point, options, maker)
 
 
 def measure(point: Point, options: Options, maker: PromptMaker) -> dict[str, Any]:

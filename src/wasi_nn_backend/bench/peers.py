@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.workload import Prompt, Span
+from wasi_nn_backend.bench.workload import Prompt, Span
 
 #: Distribution -> (its module, how to install it). ``bench/peer_process.py`` has a function for each.
 PEERS = {
-    "xllamacpp": ("xllamacpp", "pip install -e '.[bench]'"),
+    "xllamacpp": ("xllamacpp", "pip install 'wasi-nn-backend[bench]'"),
     "llama-cpp-python": ("llama_cpp", "make setup"),
 }
 #: Runs one sequence at a time: sessions would take turns, each at the speed of one, so one stands for all.
@@ -77,7 +77,7 @@ class Peer:
 @contextlib.contextmanager
 def open_peer(name: str, settings: PeerSettings) -> Iterator[Peer]:
     """Start a peer and load the model in it. ``SystemExit`` with its last words when it fails, now or later."""
-    command = [sys.executable, "-m", "bench.peer_process", name]
+    command = [sys.executable, "-m", "wasi_nn_backend.bench.peer_process", name]
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,

@@ -1,6 +1,6 @@
 """Sampling the rows of a step: llama.cpp's chain, one row after the other, against the samplers of this package.
 
-    python -m bench.sampling --rounds 60
+    python -m wasi_nn_backend.bench.sampling --rounds 60
 
 A round decodes one token for each sequence and samples all rows with both. Only the first of the two is timed, in turn,
 so that both find what a decode leaves in the processor's caches. The tokens have to be equal.
@@ -16,11 +16,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from bench.engine import show_progress
+from wasi_nn_backend.bench.engine import show_progress
 from wasi_nn_backend.config import parse_layer, resolve
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.bindings import native
@@ -92,23 +92,25 @@ def main() -> None:
     arguments = parser.parse_args()
     figures = []
     print(f"{'vocabulary':>10}  {'sampling':<18} {'chain':>9} {'this':>9} {'ratio':>7}")
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [model_path(name) for name in arguments.model or []] or default_models(Path(folder))
-        for path in paths:
-            params = ContextParams(
-                n_ctx=N_CTX, n_sequences=arguments.sequences, n_threads=arguments.threads, flash_attention="off"
-            )
-            with load_llama().load_model(ModelParams(path)) as model, model.create_context(params) as context:
-                for name, sampling in SAMPLINGS.items():
-                    row = {"model": path.name, "sampling": name, **measure(model, context, sampling, arguments.rounds)}
-                    figures.append(row)
-                    print(
-                        f"{row['n_vocab']:>10}  {name:<18} {row['chain_ms']:>6.2f} ms {row['sampler_ms']:>6.2f} ms "
-                        f"{row['ratio']:>7.3f}",
-                        flush=True,
-                    )
+    for row in measure_all(arguments.model or [], arguments.sequences, arguments.threads, arguments.rounds):
+        figures.append(row)
+        print(
+            f"{row['n_vocab']:>10}  {row['sampling']:<18} {row['chain_ms']:>6.2f} ms {row['sampler_ms']:>6.2f} ms "
+            f"{row['ratio']:>7.3f}",
+            flush=True,
+        )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(figures, indent=2))
+
+
+def measure_all(models: Sequence[str], n_sequences: int, n_threads: int, n_rounds: int) -> Iterator[dict[str, Any]]:
+    """A row for each model and sampling; ``models`` empty: ``default_models``."""
+    params = ContextParams(n_ctx=N_CTX, n_sequences=n_sequences, n_threads=n_threads, flash_attention="off")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in [model_path(name) for name in models] or default_models(Path(folder)):
+            with load_llama().load_model(ModelParams(path)) as model, model.create_context(params) as context:
+                for name, sampling in SAMPLINGS.items():
+                    yield {"model": path.name, "sampling": name, **measure(model, context, sampling, n_rounds)}
 
 
 def default_models(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """A light user beside one with 50 long requests: how long until its first token, against what that takes alone.
 
-    python -m bench.fairness --json fairness.json
+    python -m wasi_nn_backend.bench.fairness --json fairness.json
 
 alone   nobody else computes: an empty queue, every place in the batch free
 beside  another user always has 50 requests in the system, each with a long prompt and a long answer, of which as many
@@ -28,10 +28,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench.engine import show_progress
-from bench.raw_loop import RawLoop
-from bench.workload import PromptMaker
 from wasi_nn_backend import Backend, Cancelled, Graph
+from wasi_nn_backend.bench.engine import show_progress
+from wasi_nn_backend.bench.raw_loop import RawLoop
+from wasi_nn_backend.bench.workload import PromptMaker
 from wasi_nn_backend.registry import model_path
 
 N_CTX = 1024
@@ -99,16 +99,19 @@ class Load:
             n_then = self._n_pieces + n_pieces
             self._changed.wait_for(lambda: self._n_pieces >= n_then)
 
+    def _has_ended(self) -> bool:
+        return self._is_over  # asked by a method: a type checker would think that it stays what it was
+
     def _ask_on(self, number: int) -> None:
         context, options = self._contexts[number], self._options
-        while not self._is_over:
+        while not self._has_ended():
             config = {"max_tokens": options.n_heavy_answer}
             try:
                 for _ in context.stream(self._prompts.make(options.n_heavy_prompt), config):
                     with self._changed:
                         self._n_pieces += 1
                         self._changed.notify_all()
-                    if self._is_over:
+                    if self._has_ended():
                         break
             except Cancelled:
                 break

@@ -1,6 +1,6 @@
 """What the KV memory's promises cost: conversations, shared prompts, idle sessions, sessions that come back.
 
-    python -m bench.memory
+    python -m wasi_nn_backend.bench.memory
 
 Each figure is a ratio of two things measured in this run, on the built-in model unless told otherwise.
 """
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.engine import show_progress
 from wasi_nn_backend import Backend, ExecutionContext, Graph
+from wasi_nn_backend.bench.engine import show_progress
 
 #: What is printed, and the same by name for the JSON file.
 Figures = tuple[str, dict[str, float]]
@@ -72,6 +72,8 @@ def shared_prompt(model: str) -> Figures:
         alone.run_inference(f"{system}Question: who?")
         alone_s = time.perf_counter() - start_s
         n_prompt = alone.metadata["input_tokens"]
+        alone.run_inference(f"Question {n_sessions - 1}: who?")
+        n_own = alone.metadata["input_tokens"]
         alone.close()
         contexts = [graph.init_execution_context() for _ in range(n_sessions)]
         start_s = time.perf_counter()
@@ -82,7 +84,12 @@ def shared_prompt(model: str) -> Figures:
     return (
         f"shared prompt of {n_prompt} tokens, {n_sessions} sessions: {n_computed} tokens computed; all first tokens "
         f"after {ratio:.3f} of computing it {n_sessions} times (at most 0.2)",
-        {"shared_prompt": ratio, "shared_prompt_tokens_computed": n_computed, "shared_prompt_tokens": n_prompt},
+        {
+            "shared_prompt": ratio,
+            "shared_prompt_tokens_computed": n_computed,
+            "shared_prompt_tokens": n_prompt,
+            "shared_prompt_tokens_own": n_own,
+        },
     )
 
 
