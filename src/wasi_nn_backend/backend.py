@@ -28,16 +28,19 @@ from wasi_nn_backend.graph import Graph, LoadedModel
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Llama, ProgressCallback
 from wasi_nn_backend.log_setup import configured_output
+from wasi_nn_backend.owning_backend import OwningBackend
 from wasi_nn_backend.registry import BUILTIN_MODELS, Registration, Registry, model_path
 from wasi_nn_backend.session import SessionFiles, read_session
 from wasi_nn_backend.session_store import SessionStore
 from wasi_nn_backend.status import BackendStatus, read_status
 from wasi_nn_backend.tasks import TaskBook
-from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding
+from wasi_nn_backend.types import PYTHON_DOOR, Door, ExecutionTarget, GraphEncoding, OwnedDoor
 
 __all__ = ["Backend"]
 
 _log = logging.getLogger(__name__)
+
+_GGUF_MAGIC = b"GGUF"
 
 
 class Backend:
@@ -111,19 +114,27 @@ class Backend:
             raise InvalidArgument(
                 f"load takes a GGUF file and, optionally, configuration; got {len(builders)} builders"
             )
+        if not builders[0].startswith(_GGUF_MAGIC):  # the rest of the header is checked in the file
+            raise InvalidArgument(f"the model is no GGUF file: it begins with {builders[0][:4]!r}; pass a GGUF model")
         layers = [self._parse(source, door) for source in (*builders[1:], config)]
         # No context manager: the folder belongs to the graph, and goes when that is unloaded.
         folder = tempfile.TemporaryDirectory(prefix="wasi-nn-")
         try:
             path = Path(folder.name, "model.gguf")
+            path.touch(mode=0o600)
             path.write_bytes(builders[0])
-            return self._open("(bytes)", path, layers, door=door, progress=progress, folder=folder)
+            graph = Graph(self._owner(door), "(bytes)", door)
+            return self._open(graph, path, layers, progress=progress, folder=folder)
         except BaseException:
             folder.cleanup()
             raise
 
     def load_by_name(
-        self, name: str | Path, *, door: Door = PYTHON_DOOR, progress: ProgressCallback | None = None
+        self,
+        name: str | Path,
+        *,
+        door: Door = PYTHON_DOOR,
+        progress: ProgressCallback | None = None,
     ) -> Graph:
         """A graph of a registered model or, for trusted callers, a built-in model's name or a GGUF's path.
 
@@ -147,7 +158,8 @@ class Backend:
         layers = [self._parse(config, door)]
         registration = self.registry.find(name)
         if registration is not None:
-            graph = self._open(name, registration.path, [registration.layer, *layers], door=door, progress=progress)
+            graph = Graph(self._owner(door), name, door)
+            self._open(graph, registration.path, [registration.layer, *layers], progress=progress)
             self._catch_up(graph, registration)
             self._pin(name, graph.retained_lease())
             return graph
@@ -158,7 +170,7 @@ class Backend:
                 f'"{name}" is no registered graph, no built-in model and no file; registered: {self._names()}, '
                 f"built in: {', '.join(sorted(BUILTIN_MODELS))}"
             )
-        return self._open(name, model_path(name), layers, door=door, progress=progress)
+        return self._open(Graph(self._owner(door), name, door), model_path(name), layers, progress=progress)
 
     def restore(self, path: str | Path, *, progress: ProgressCallback | None = None) -> ExecutionContext:
         """``Graph.restore`` on the model that the session was saved with, loaded again under its name or from its path.
@@ -309,6 +321,10 @@ class Backend:
         if previous is not None:
             previous.release()
 
+    def _owner(self, door: Door) -> OwningBackend[Graph]:
+        owner: OwningBackend[Graph] = door.owner if isinstance(door, OwnedDoor) else self
+        return owner
+
     def _catch_up(self, graph: Graph, registration: Registration) -> None:
         """A graph may have been loaded as ``registration`` while that was replaced."""
         current = self.registry.find(graph.name)
@@ -319,17 +335,15 @@ class Backend:
 
     def _open(
         self,
-        name: str,
+        graph: Graph,
         path: Path,
         layers: Sequence[Layer],
         *,
-        door: Door,
         progress: ProgressCallback | None = None,
         folder: tempfile.TemporaryDirectory[str] | None = None,
     ) -> Graph:
         self.check_takes_work()
-        all_layers = (parse_layer(door.defaults, name=door.name), self._layer, *layers)
-        graph = Graph(self, name, door)
+        all_layers = (parse_layer(graph.door.defaults, name=graph.door.name), self._layer, *layers)
         graph.open(path, all_layers, layers, progress, folder)
         with self._lock:
             if not self._closed:

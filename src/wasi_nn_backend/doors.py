@@ -20,6 +20,7 @@ _HOST_SECTIONS = ("backend", "performance")
 _HOST_KEYS = {
     "model": frozenset({"lora", "numa"}),
     "session": frozenset({"chat_template"}),
+    "task": frozenset({"priority", "user_id"}),
     "memory": frozenset(
         {
             "kv_layout",

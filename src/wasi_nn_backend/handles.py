@@ -64,11 +64,11 @@ class HandleTable(Generic[T]):
         except KeyError:
             raise self._unknown(handle) from None
 
-    def newest(self) -> T:
-        """The open object that was published last; ``InvalidArgument`` when there is none."""
+    def newest(self) -> int:
+        """The handle of the open object that was published last; ``InvalidArgument`` when there is none."""
         with self._lock:
-            for item in reversed(self._objects.values()):
-                return item
+            for handle in reversed(self._objects):
+                return handle
         raise InvalidArgument(f"no {self._noun} is open: open one first")
 
     def replace(self, handle: int, item: T) -> None:

@@ -10,7 +10,7 @@ from wasi_nn_backend.config import Settings
 from wasi_nn_backend.engine import EngineLease
 from wasi_nn_backend.llama.interface import Llama, ProgressCallback
 from wasi_nn_backend.session import SessionFiles
-from wasi_nn_backend.session_store import SessionStore
+from wasi_nn_backend.session_store import SessionPlaces
 from wasi_nn_backend.tasks import TaskBook
 
 __all__ = ["OwningBackend"]
@@ -21,10 +21,17 @@ _Graph_contra = TypeVar("_Graph_contra", contravariant=True)
 class OwningBackend(Protocol[_Graph_contra]):
     """What a graph needs of its backend."""
 
-    llama: Llama
-    sessions: SessionStore
-    session_files: SessionFiles
-    tasks: TaskBook
+    @property
+    def llama(self) -> Llama: ...
+
+    @property
+    def sessions(self) -> SessionPlaces: ...
+
+    @property
+    def session_files(self) -> SessionFiles: ...
+
+    @property
+    def tasks(self) -> TaskBook: ...
 
     def next_id(self) -> int: ...
 

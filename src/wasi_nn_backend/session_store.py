@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from wasi_nn_backend.config.backend import BackendSettings
 from wasi_nn_backend.errors import Busy, RuntimeFailure
 
-__all__ = ["SessionStore", "StoredContext"]
+__all__ = ["SessionPlaces", "SessionStore", "StoredContext"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +39,24 @@ class StoredContext(Protocol):
         """Close it for ``reason``; False while it works, or is not yet idle for its time-out where that is asked."""
 
 
+class SessionPlaces(Protocol):
+    """What graphs need of the store."""
+
+    def place(self, limits: BackendSettings) -> AbstractContextManager[Callable[[StoredContext], None]]:
+        """See ``SessionStore.place``."""
+
+    def discard(self, context: StoredContext) -> None: ...
+
+    def look(self) -> None: ...
+
+
 class SessionStore:
     """Thread-safe. ``clock`` gives seconds. A thread removes what nobody uses, from the first context on."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._contexts: dict[StoredContext, None] = {}
+        self._contexts: dict[StoredContext, Hashable] = {}  # and whose they are
         self._n_reserved = 0
         self._closed = False
         self._next_look_s = float("inf")
@@ -55,15 +67,16 @@ class SessionStore:
         return len(self._contexts)
 
     @contextmanager
-    def place(self, limits: BackendSettings) -> Iterator[Callable[[StoredContext], None]]:
+    def place(self, limits: BackendSettings, owner: Hashable = None) -> Iterator[Callable[[StoredContext], None]]:
         """Room for one context that is still to be made; yields what takes it in.
 
-        Closes the least recently used idle context where there is none. Raises ``Busy`` when all are in use, or may
-        not be closed, and ``RuntimeFailure`` when the store is closed.
+        Closes the least recently used idle context where there is none: one of whoever has most of them, so that nobody
+        who opens many costs those their context who have few. Raises ``Busy`` when all are in use, or may not be
+        closed, and ``RuntimeFailure`` when the store is closed.
         """
-        self._reserve(limits)
+        self._reserve(limits, owner)
         try:
-            yield self._add
+            yield lambda context: self._add(context, owner)
         finally:
             with self._lock:
                 self._n_reserved -= 1
@@ -110,7 +123,7 @@ class SessionStore:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _reserve(self, limits: BackendSettings) -> None:
+    def _reserve(self, limits: BackendSettings, owner: Hashable) -> None:
         while True:
             with self._lock:
                 if self._closed:
@@ -118,22 +131,25 @@ class SessionStore:
                 if len(self._contexts) + self._n_reserved < limits.max_sessions:
                     self._n_reserved += 1
                     return
-                contexts = list(self._contexts)
+                owners = dict(self._contexts)
             if not limits.auto_cleanup:
                 raise Busy(
                     f"{limits.max_sessions} execution contexts are open, which is backend.max_sessions, and "
                     "backend.auto_cleanup is off: close one or raise the limit"
                 )
-            self._remove_one(contexts, limits)
+            self._remove_one(owners, limits, owner)
 
-    def _remove_one(self, contexts: list[StoredContext], limits: BackendSettings) -> None:
-        """The least recently used of those that let themselves be closed."""
+    def _remove_one(self, owners: dict[StoredContext, Hashable], limits: BackendSettings, owner: Hashable) -> None:
+        """The least recently used of those that let themselves be closed, and not of somebody who has no more of them
+        than ``owner``, who needs the place."""
+        n_of = Counter(owners.values())
+        contexts = [each for each, whose in owners.items() if whose == owner or n_of[whose] > n_of[owner]]
         now_s = self._clock()
         reason = (
             f"it was the least recently used of {limits.max_sessions} open ones, which is backend.max_sessions, when "
             "another one was needed"
         )
-        for context in sorted(contexts, key=lambda each: each.last_used_s):
+        for context in sorted(contexts, key=lambda each: (-n_of[owners[each]], each.last_used_s)):
             if context.limits.auto_cleanup and context.remove_if_idle(reason, now_s=now_s, expired_only=False):
                 _log.info("an execution context was closed: %s", reason)
                 return
@@ -145,12 +161,12 @@ class SessionStore:
             "close one, try again later or raise the limit"
         )
 
-    def _add(self, context: StoredContext) -> None:
+    def _add(self, context: StoredContext, owner: Hashable) -> None:
         limits = context.limits
         with self._lock:
             if self._closed:
                 raise RuntimeFailure("the backend is closed: make a new one")
-            self._contexts[context] = None
+            self._contexts[context] = owner
             if not limits.auto_cleanup:
                 return
             if self._thread is None:

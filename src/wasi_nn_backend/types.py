@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from wasi_nn_backend.errors import InvalidArgument
 
@@ -18,6 +18,7 @@ __all__ = [
     "Door",
     "ExecutionTarget",
     "GraphEncoding",
+    "OwnedDoor",
     "PromptMode",
     "Tensor",
     "TensorType",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 PromptMode = Literal["chat", "raw"]
+_Owner = TypeVar("_Owner")
 
 #: Tensor indices, the same at every door: input 0 is the prompt and 1 configuration JSON, output 0 is the text and
 #: 1 metadata JSON.
@@ -90,6 +92,14 @@ class Door:
     is_trusted: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unknown_keys: Literal["warn", "ignore", "error"] = "warn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedDoor(Door, Generic[_Owner]):
+    """One caller's own door. ``owner`` stands between its graphs and the backend, and may allow less
+    (``owning_backend.py``)."""
+
+    owner: _Owner
 
 
 PYTHON_DOOR = Door(name="python", prompt_mode="chat", is_trusted=True)

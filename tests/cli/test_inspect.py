@@ -106,6 +106,22 @@ def test_a_component(tmp_path: Path, capsys: Captured) -> None:
     assert report["kind"] == "component"
     assert report["wasi_nn_imports"] == [NN]
     assert report["other_imports"] == IMPORTS[1:]
+    lacking = report["lacking"]
+    assert isinstance(lacking, list)
+    assert [line.partition(":")[0] for line in lacking] == ["same", "own", "code", "call"]
+
+
+def test_a_component_that_lacks_nothing(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "component.wasm"
+    file.write_bytes(
+        bytes(wat2wasm(f'(component (import "{NN}" (instance)) (import "wasi:io/streams@0.2.0" (instance)))'))
+    )
+    assert inspect_json(file, capsys)["lacking"] == []
+
+
+def test_a_component_in_the_text_format(capsys: Captured) -> None:
+    report = inspect_json(EXAMPLES.parent / "component" / "ask.wat", capsys)
+    assert (report["kind"], report["lacking"]) == ("component", [])
 
 
 def test_component_imports_in_their_order() -> None:

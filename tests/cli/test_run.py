@@ -202,6 +202,14 @@ def test_settings_of_the_command_line_lie_under_the_guests(wasi_nn_here: Command
     assert n_answer_tokens(of_the_guest) == 1
 
 
+def test_a_limit_of_the_command_line_holds(wasi_nn_here: Command, tiny_model_path: Path) -> None:
+    arguments = ["--nn-graph", f"d={tiny_model_path},max_tokens=2", WASMEDGE, "d", "a prompt", "{}"]
+    assert wasi_nn_here("run", *arguments).returncode == 0
+    done = wasi_nn_here("run", "--limit", "max_prompt_bytes=3", *arguments)
+    assert done.returncode == 7
+    assert "8 bytes are more than the 3 that this host takes" in done.stderr
+
+
 def test_a_name_that_nobody_registered_is_not_found(wasi_nn_here: Command) -> None:
     done = wasi_nn_here("run", WASMEDGE, "default", "x", "{}")
     assert (done.returncode, done.stdout) == (8, "")

@@ -76,7 +76,7 @@ def test_sigterm_during_eight_computes(tiny_model_path: Path, tmp_path: Path) ->
     assert (status, rest.split(), errors) == (143, [*["Cancelled"] * 8, "NullHandler"], "")
     assert duration_s < 3
     lines = log.read_text().splitlines(keepends=True)
-    assert sum("finish_reason=cancelled" in line for line in lines) == 8
+    assert sum(" reason=cancelled " in line for line in lines) == 8
     assert lines[-1].endswith("info: the backend is closed: nothing runs any more\n")
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 from wasi_nn_backend.backend import Backend
 from wasi_nn_backend.errors import Cancelled
+from wasi_nn_backend.registry import Registry
 
 
 class ScriptedBackend:
@@ -22,6 +23,7 @@ class ScriptedBackend:
         self.calls: list[str] = []
         self.n_open = 0
         self.progress: Callable[[float], bool] | None = None
+        self.registry = Registry()
 
     def play(self, name: str) -> Any:
         self.calls.append(name)
@@ -49,7 +51,11 @@ class ScriptedGraph:
 
     def init_execution_context(self) -> ScriptedContext:
         self.backend.play("init_execution_context")
-        return ScriptedContext(self.backend)
+        return ScriptedContext(self.backend, self)
+
+    def configure(self, context: ScriptedContext, config: bytes) -> ScriptedContext:
+        self.backend.play("configure")
+        return context
 
     def unload(self) -> None:
         self.backend.n_open -= 1
@@ -67,8 +73,9 @@ class ScriptedContext:
         "finish_reason": "stop",
     }
 
-    def __init__(self, backend: ScriptedBackend) -> None:
+    def __init__(self, backend: ScriptedBackend, graph: ScriptedGraph) -> None:
         self.backend = backend
+        self.graph = graph
         self.cancelled = threading.Event()
         backend.n_open += 1
 

@@ -79,7 +79,7 @@ def builder_array(guest: Driver, *parts: bytes) -> int:
 def test_load_takes_no_bytes_unless_the_host_allows_it(guest: Driver) -> None:
     assert guest.call("load", builder_array(guest, b"GGUF"), 1, 6, 0, OUT) == 6
     assert guest.state.last_error is not None
-    assert "load_by_name" in guest.state.last_error.message
+    assert "load it by name" in guest.state.last_error.message
 
 
 @dialects

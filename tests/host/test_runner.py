@@ -168,7 +168,7 @@ def test_memory_is_limited() -> None:
         (b"", InvalidArgument, "does not compile|neither"),
         (b"\0asm", InvalidArgument, "version"),
         (b"\0asm\1\0\0\0garbage", InvalidArgument, "does not compile"),
-        (b"\0asm\x0d\0\1\0", UnsupportedOperation, "component"),
+        (b"\0asm\x0d\0\1\0", InvalidArgument, "the component is no command"),
         (b'(module (func (export "main")))', InvalidArgument, "exports no function '_start'.*main"),
         (b'(module (import "env" "f" (func)) (func (export "_start")))', UnsupportedOperation, r"env\.f"),
         (

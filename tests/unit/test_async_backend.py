@@ -528,7 +528,7 @@ CALLS: list[tuple[str, str, Call]] = [
 @pytest.mark.parametrize(("at", "call"), [case[1:] for case in CALLS], ids=[f"{name}-{at}" for name, at, _ in CALLS])
 def test_no_call_holds_up_the_event_loop(at: str, call: Call, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"model")
+    path.write_bytes(b"GGUF")
     path.with_name("other.gguf").write_bytes(b"another")
     meeting = Meeting()
 

@@ -275,4 +275,4 @@ def test_what_wasmedge_modules_send(caplog: pytest.LogCaptureFixture) -> None:
     assert layer.values["sampling"]["dry_multiplier"] == 0.5
     assert layer.values["sampling"]["seed"] == -1
     assert isinstance(layer, Layer)
-    assert messages(caplog) == ["graph: model.numa: the host's to set, ignored"]
+    assert messages(caplog) == ["graph: model.numa, task.priority: the host's to set, ignored"]

@@ -23,6 +23,7 @@ DOCUMENTS = [
     "docs/asyncio.md",
     "docs/configuration.md",
     "docs/dialects.md",
+    "docs/map.md",
     "examples/c/README.md",
     "examples/wat/README.md",
 ]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from wasi_nn_backend.cli import bench, capi, chat, doctor, generate, inspect, plan, port, run, schema, top
+from wasi_nn_backend.cli import bench, capi, chat, doctor, generate, inspect, map_lines, plan, port, run, schema, top
 from wasi_nn_backend.cli.exit_codes import ExitCode, print_error, report_os_error
 from wasi_nn_backend.cli.logs import LogLevel, open_log, reopening_files_on_hangup
 from wasi_nn_backend.cli.streams import close_stdout
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 run.register(app)
+map_lines.register(app)
 generate.register(app)
 chat.register(app)
 top.register(app)

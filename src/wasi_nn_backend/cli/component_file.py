@@ -1,7 +1,7 @@
 """Reads from a component's binary which interfaces it imports.
 
-The host runs core modules, so nothing below it reads components; for a report the names are enough, and they stand in
-plain sight in the import section of the component-model binary format (WebAssembly/component-model, ``Binary.md``).
+wasmtime tells them only of a component that it has compiled, which takes a minute for an interpreter in WebAssembly.
+The names stand in plain sight in the import section of the binary format (WebAssembly/component-model, ``Binary.md``).
 """
 
 from __future__ import annotations

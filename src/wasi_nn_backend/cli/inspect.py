@@ -88,10 +88,10 @@ def examine(file: Path) -> Report:
     header = _read_header(file)
     if header.startswith(b"GGUF"):
         return gguf_report(file)
-    if is_component(header):
-        return component_report(file)
     if header.startswith(b"\0asm") or file.suffix == ".wat":
-        return module_report(file)
+        from wasi_nn_backend.host import read_binary
+
+        return component_report(file) if is_component(read_binary(file)) else module_report(file)
     if not header:
         raise InvalidArgument(f"{file} is empty; build, download or copy it again")
     if file.suffix == ".json":

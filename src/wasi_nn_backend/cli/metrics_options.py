@@ -1,4 +1,4 @@
-"""``--metrics-port`` and ``--metrics-address``, which ``run``, ``generate`` and ``chat`` share."""
+"""``--metrics-port`` and ``--metrics-address``, which ``run``, ``map``, ``generate`` and ``chat`` share."""
 
 from __future__ import annotations
 

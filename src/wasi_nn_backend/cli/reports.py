@@ -108,10 +108,13 @@ def _describe_memory(memory: Mapping[str, Any]) -> str:
 
 def component_report(file: Path) -> Report:
     """Raises ``InvalidArgument`` for a component that is cut short."""
-    imports = component_imports(file.read_bytes())
+    from wasi_nn_backend.host import read_binary
+    from wasi_nn_backend.host.component_imports import missing_interface
+
+    imports = component_imports(read_binary(file))
     wasi_nn = [name for name in imports if name.startswith("wasi:nn/")]
     others = [name for name in imports if not name.startswith("wasi:nn/")]
-    lacking = ["components: this host runs core modules, build for wasm32-wasip1 instead"]
+    lacking = [str(missing) for name in imports if (missing := missing_interface(name)) is not None]
     n_bytes = file.stat().st_size
     return Report(
         values={
@@ -126,7 +129,7 @@ def component_report(file: Path) -> Report:
             ("File", [f"{file} ({format_bytes(n_bytes)}), a WebAssembly component"]),
             ("WASI-NN imports", wasi_nn),
             ("Other imports", others),
-            ("Lacking here", lacking),
+            ("Lacking here", lacking or ["nothing: this host has all these interfaces"]),
         ],
         lacking=lacking,
     )

@@ -13,6 +13,7 @@ from wasi_nn_backend.dialects.hyperbeam import HYPERBEAM
 from wasi_nn_backend.dialects.table import ArgumentKind, Dialect, StructForm, argument_kind, frozen
 from wasi_nn_backend.dialects.wamr import WAMR, WAMR_EPHEMERAL, WAMR_LEGACY
 from wasi_nn_backend.dialects.wasmedge import WASMEDGE
+from wasi_nn_backend.dialects.wit import WIT
 from wasi_nn_backend.dialects.witx import WITX
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "WAMR_EPHEMERAL",
     "WAMR_LEGACY",
     "WASMEDGE",
+    "WIT",
     "WITX",
     "ArgumentKind",
     "Dialect",

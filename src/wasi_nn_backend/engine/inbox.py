@@ -20,6 +20,9 @@ __all__ = ["Inbox"]
 
 _log = logging.getLogger(__name__)
 
+#: From so many on, announcements that nobody waits for any more are looked for: a guest may announce without end.
+_N_EXPECTED_KEPT = 64
+
 _T = TypeVar("_T")
 
 
@@ -81,6 +84,8 @@ class Inbox:
         """A session has its next prompt and will submit it soon: who comes just before it may wait for it."""
         if self._company_wait_s > 0:
             with self._wake:
+                if len(self._expected) >= _N_EXPECTED_KEPT:
+                    self._forget_the_late()
                 self._expected[session_id] = _Announcement(self._clock(), threading.get_ident())
 
     def dismiss(self, session_id: int) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from wasi_nn_backend.errors import InvalidArgument, SecurityViolation, TooLarge, UnsupportedOperation
+from wasi_nn_backend.errors import InvalidArgument, TooLarge
 from wasi_nn_backend.host.memory import GuestMemory, TensorWords
-from wasi_nn_backend.host.state import GuestState
+from wasi_nn_backend.host.state import PRELOAD_PREFIX, GuestState
 from wasi_nn_backend.types import CONFIG_INDEX, METADATA_INDEX, PROMPT_INDEX, TEXT_INDEX, Tensor
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from wasi_nn_backend.graph import Graph
 
 __all__ = ["CoreAbi"]
-
-#: WasmEdge's way of naming a host file in a builder. Any guest could open any model file with it.
-_PRELOAD_PREFIX = b"preload:"
 
 
 class CoreAbi:
@@ -46,7 +43,10 @@ class CoreAbi:
         graph_encoding, graph_target = dialect.encoding(encoding), dialect.target(target)
         parts = self._read_builders(memory, builders, n_builders)
         with state.graphs.reserve() as publish:
-            handle = publish(state.backend.load(parts, graph_encoding, graph_target, door=dialect.door))
+            handle = publish(
+                state.backend.load(parts, graph_encoding, graph_target, door=dialect.door, progress=state.may_go_on)
+            )
+        state.models.keep(handle, sum(map(len, parts)))
         memory.write_u32(out_graph, handle, "out_graph")
 
     def load_by_name(self, memory: GuestMemory, name: int, n_name_bytes: int, out_graph: int) -> None:
@@ -63,7 +63,10 @@ class CoreAbi:
 
     def unload(self, memory: GuestMemory, graph: int) -> None:
         """End a graph. Contexts on it can still be read and finalized, the backend refuses them everything else."""
-        self._state.graphs.remove(graph).unload()
+        state = self._state
+        state.graphs.remove(graph).unload()
+        state.models.keep(graph, 0)
+        state.held.keep(("graph", graph), 0)
 
     # --- execution contexts ---
 
@@ -79,21 +82,26 @@ class CoreAbi:
 
         The dimensions have to lie in memory but say nothing about the length: guests in the field send ``[1]``.
         """
-        limits = self._state.limits
-        found = self._state.contexts.get(context)
+        state, limits = self._state, self._state.limits
+        found = state.contexts.get(context)
         words = self._read_tensor(memory, tensor)
-        max_bytes = limits.max_config_bytes if index == CONFIG_INDEX else limits.max_tensor_bytes
+        is_config = index == CONFIG_INDEX
+        max_bytes = min(limits.max_tensor_bytes, limits.max_config_bytes if is_config else limits.max_prompt_bytes)
+        state.held.check((context, is_config), min(words.n_data_bytes, max_bytes))
         value = Tensor(
             data=memory.read(words.data, words.n_data_bytes, "the tensor's data", max_bytes=max_bytes),
             dimensions=memory.read_dimensions(words.dims, words.n_dims, max_dims=limits.max_dims),
             type=self._state.dialect.tensor_type(words.type_word),
         )
-        if index == CONFIG_INDEX:  # may name a session, which is a context that other handles may have, too
-            self._state.contexts.replace(context, found.graph.configure(found, value.data))
+        if is_config:  # may name a session, which is a context that other handles may have, too
+            state.contexts.replace(context, found.graph.configure(found, value.data))
         else:
             found.set_input(index, value)
+            state.end_run(context)
+        state.held.keep((context, is_config), len(value.data))
 
     def compute(self, memory: GuestMemory, context: int) -> None:
+        self._state.end_run(context)
         with self._state.running(self._state.contexts.get(context)) as running:
             running.compute(stdout=self._state.write_stdout)
 
@@ -106,14 +114,19 @@ class CoreAbi:
         _write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
 
     def finalize_execution_context(self, memory: GuestMemory, context: int) -> None:
-        self._state.contexts.remove(context).close()
+        state = self._state
+        state.contexts.remove(context).close()
+        state.end_run(context)
+        state.held.keep((context, True), 0)
+        state.held.keep((context, False), 0)
 
     # --- token by token ---
 
     def compute_single(self, memory: GuestMemory, context: int) -> None:
         """One token. 100 at the end of the text, 101 when the context is full."""
-        with self._state.running(self._state.contexts.get(context)) as running:
-            running.compute_single(stdout=self._state.write_stdout)
+        state = self._state
+        with state.running(state.contexts.get(context)) as running, state.open_run(context):
+            running.compute_single(stdout=state.write_stdout)
 
     def get_output_single(
         self, memory: GuestMemory, context: int, index: int, buffer: int, n_buffer_bytes: int, out_n_bytes: int
@@ -124,7 +137,9 @@ class CoreAbi:
         _write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
 
     def fini_single(self, memory: GuestMemory, context: int) -> None:
-        self._state.contexts.get(context).fini_single()
+        found = self._state.contexts.get(context)
+        self._state.end_run(context)
+        found.fini_single()
 
     # --- a whole answer ---
 
@@ -132,11 +147,16 @@ class CoreAbi:
         """set_input, compute and get_output on the context opened last; returns the address of a NUL-terminated text in
         a block of the guest's ``malloc``, for the guest to free."""
         state = self._state
-        context = state.contexts.newest()
+        handle = state.contexts.newest()
+        context = state.contexts.get(handle)
         malloc = memory.allocator()
-        text = memory.read(prompt, n_prompt_bytes, "the prompt", max_bytes=state.limits.max_tensor_bytes)
+        max_bytes = min(state.limits.max_tensor_bytes, state.limits.max_prompt_bytes)
+        text = memory.read(prompt, n_prompt_bytes, "the prompt", max_bytes=max_bytes)
+        state.held.check((handle, False), len(text))
         with state.running(context) as running:
             running.set_input(PROMPT_INDEX, Tensor(text))
+            state.end_run(handle)
+            state.held.keep((handle, False), len(text))
             running.compute(stdout=state.write_stdout)
         with state.inside_guest():
             return memory.place_text(malloc, context.get_output(TEXT_INDEX))
@@ -152,19 +172,18 @@ class CoreAbi:
         state = self._state
         memory.check_u32(out_graph, "out_graph")
         graph_name = memory.read_name(name, n_name_bytes, max_bytes=state.limits.max_name_bytes)
+        n_config_bytes = len(config or b"")
+        state.held.check(None, n_config_bytes)
         with state.graphs.reserve() as publish:
             handle = publish(self._open_graph(graph_name, config))
+        state.held.keep(("graph", handle), n_config_bytes)
         memory.write_u32(out_graph, handle, "out_graph")
 
     def _open_graph(self, name: str, config: bytes | None) -> Graph:
         state = self._state
-
-        def may_go_on(fraction_loaded: float) -> bool:
-            return not state.is_stopped
-
         if config is None:
-            return state.backend.load_by_name(name, door=state.dialect.door, progress=may_go_on)
-        return state.backend.load_by_name_with_config(name, config, door=state.dialect.door, progress=may_go_on)
+            return state.backend.load_by_name(name, door=state.dialect.door, progress=state.may_go_on)
+        return state.backend.load_by_name_with_config(name, config, door=state.dialect.door, progress=state.may_go_on)
 
     def _read_builders(self, memory: GuestMemory, builders: int, n_builders: int) -> list[bytes]:
         limits = self._state.limits
@@ -172,13 +191,8 @@ class CoreAbi:
         if not spans:
             raise InvalidArgument("load: no builder was passed: pass the model's bytes as the first one")
         address, n_bytes = spans[0]
-        head = memory.read(address, min(n_bytes, len(_PRELOAD_PREFIX)), "the first builder")
-        if head == _PRELOAD_PREFIX:
-            raise SecurityViolation("load: 'preload:' names a file of the host: register it and use load_by_name")
-        if not limits.allow_load_bytes:
-            raise UnsupportedOperation("load: this host takes no models from guests: register one and use load_by_name")
-        if (n_total_bytes := sum(size for _, size in spans)) > limits.max_model_bytes:
-            raise TooLarge(f"load: {n_total_bytes} bytes of builders, {limits.max_model_bytes} is this host's limit")
+        head = memory.read(address, min(n_bytes, len(PRELOAD_PREFIX)), "the first builder")
+        self._state.check_builders(head, sum(size for _, size in spans))
         return [memory.read(address, n_bytes, "a builder") for address, n_bytes in spans]
 
     def _check_output_call(

@@ -1,4 +1,7 @@
-"""One guest: a compiled module in a store of its own, with WASI preview 1 and WASI-NN."""
+"""One guest: a compiled module in a store of its own, with WASI preview 1 and WASI-NN.
+
+Components are guests of their own kind (``component_guest.py``): the same store, limits and outputs, other linking.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,35 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from wasmtime import Func, FuncType, Instance, Linker, Module, Store, ValType, WasiConfig, WasmtimeError, wat2wasm
+from wasmtime import (
+    Engine,
+    Func,
+    FuncType,
+    Instance,
+    Linker,
+    Module,
+    Store,
+    ValType,
+    WasiConfig,
+    WasmtimeError,
+    wat2wasm,
+)
 
 from wasi_nn_backend.dialects import WITX, Dialect
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedOperation
 from wasi_nn_backend.host.invoke import Invoker, InvokeReturns, InvokeValue
 from wasi_nn_backend.host.limits import HostLimits
-from wasi_nn_backend.host.linker import define_wasi_nn, examine_imports
-from wasi_nn_backend.host.modules import compile_module, create_engine, read_module
-from wasi_nn_backend.host.output import CapturedOutput, OutputCallback, configure_output
+from wasi_nn_backend.host.linker import ModuleImports, define_wasi_nn
+from wasi_nn_backend.host.module_cache import ModuleCache
+from wasi_nn_backend.host.output import CapturedOutput, OutputCallback, configure_input, configure_output
 
 if TYPE_CHECKING:
     from wasi_nn_backend.backend import Backend
+    from wasi_nn_backend.host.state import GuestState
 
-__all__ = ["Guest", "RunConfig"]
+__all__ = ["Guest", "Part", "RunConfig"]
 
 _START = "_start"
 _INITIALIZE = "_initialize"
@@ -40,18 +56,32 @@ _PROC_EXIT_SHIM = """
     (call $proc_exit (i32.const 0))))
 """
 
+#: What a module needs beside its memory is small; a table's element takes 8 bytes of the host.
+_MEMORY_BYTES_MAX = 1 << 32
+_N_MEMORIES_MAX = 4
+_N_TABLES_MAX = 16
+_N_TABLE_ELEMENTS_MAX = 1_000_000
+
 _log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """An object of wasmtime's, which owns native memory."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """One run of one module.
+    """One run of one module or component.
 
     ``module`` is a path or the module itself, binary or WAT. ``args`` follow the program's name in argv, or are the
     arguments of ``invoke``, the export to call instead of ``_start``; ``invoke_returns`` says what its integers are,
-    None what the dialect makes likely. ``dirs`` are (host path, guest path) pairs.
+    None what the dialect makes likely; components say it themselves. ``dirs`` are (host path, guest path) pairs.
     ``stdout`` and ``stderr`` capture what the guest writes; None is the process's own. ``dialect`` None: detected.
-    ``timeout_s`` counts from the start of the run, compiling included.
+    ``timeout_s`` counts from the start of the run, compiling included. ``stdin`` is what the guest reads there; None
+    is the process's own if ``inherit_stdin``, else nothing. With ``max_memory_bytes`` a module may have one memory, of
+    that size at most; else four of 4 GiB.
     """
 
     module: str | Path | bytes
@@ -62,6 +92,7 @@ class RunConfig:
     invoke: str | None = None
     invoke_returns: InvokeReturns | None = None
     inherit_stdin: bool = True
+    stdin: bytes | None = None
     stdout: OutputCallback | None = None
     stderr: OutputCallback | None = None
     timeout_s: float | None = None
@@ -79,29 +110,19 @@ class Guest:
     (imports that this host lacks) before any of the guest's code has run.
     """
 
-    def __init__(self, config: RunConfig, backend: Backend) -> None:
+    def __init__(self, config: RunConfig, backend: Backend, modules: ModuleCache | None = None) -> None:
         self._config = config
+        self._modules = modules
         self._lock = threading.Lock()
         self._is_closed = False
         self.exit_status: int | None = None
+        self.failure: str | None = None
         self._stdout = CapturedOutput(config.stdout) if config.stdout else None
         self._stderr = CapturedOutput(config.stderr) if config.stderr else None
         try:
-            self._engine = create_engine(has_fuel=config.fuel is not None, use_cache=config.use_cache)
-            self._module = compile_module(self._engine, read_module(config.module))
-            self._dialect = self._choose_dialect()
+            self._engine = self._compile(modules or ModuleCache(use_cache=config.use_cache))
             self._store = self._create_store()
-            self._linker = Linker(self._engine)
-            self._linker.define_wasi()
-            self._note_exit_status()
-            self.state = define_wasi_nn(
-                self._linker,
-                self._store,
-                backend,
-                self._dialect,
-                limits=config.limits,
-                write_stdout=self._stdout.write if self._stdout else None,
-            )
+            self.state = self._link(backend)
         except BaseException:
             # Not waiting for the last byte: what failed may still hold the guest's end of the pipe.
             self._close_outputs(timeout_s=0.0)
@@ -109,7 +130,8 @@ class Guest:
 
     def run(self) -> tuple[InvokeValue, ...]:
         """Instantiate and call the entry point; returns its results. Ends by a wasmtime exception if the guest traps
-        or exits; ``exit_status`` is then the status given to proc_exit, None after a trap."""
+        or exits; ``exit_status`` is then the status given to proc_exit, None after a trap. ``failure`` is the error
+        that an invoked function of a component returned."""
         config = self._config
         instance = self._linker.instantiate(self._store, self._module)
         exports = Invoker(self._store, instance, self._module, max_text_bytes=config.limits.max_tensor_bytes)
@@ -140,8 +162,12 @@ class Guest:
             if self._is_closed:
                 return
             self._is_closed = True
-        for part in (self._linker, self._store, self._module, self._engine):
-            part.close()
+        linker, compiled = self._parts()
+        linker.close()
+        self._store.close()
+        if self._modules is None:
+            compiled.close()
+            self._engine.close()
         self._close_outputs()
 
     @property
@@ -152,18 +178,38 @@ class Guest:
                 return capture.error
         return None
 
-    def _choose_dialect(self) -> Dialect:
-        imports = examine_imports(self._module, self._engine, self._config.dialect)
-        if imports.missing:
-            lines = "; ".join(map(str, imports.missing))
-            raise UnsupportedOperation(f"the module imports what this host does not have: {lines}")
-        return imports.dialect or WITX
+    def _compile(self, modules: ModuleCache) -> Engine:
+        """Take what is to run from ``modules``; returns the engine that it was compiled for."""
+        config = self._config
+        compiled = modules.get(config.module, has_fuel=config.fuel is not None, dialect=config.dialect)
+        self._module = compiled.module
+        self._dialect = _choose_dialect(compiled.imports)
+        return compiled.engine
+
+    def _link(self, backend: Backend) -> GuestState:
+        self._linker = Linker(self._engine)
+        self._linker.define_wasi()
+        self._note_exit_status()
+        return define_wasi_nn(
+            self._linker,
+            self._store,
+            backend,
+            self._dialect,
+            limits=self._config.limits,
+            write_stdout=self._stdout.write if self._stdout else None,
+        )
+
+    def _parts(self) -> tuple[Part, Part]:
+        """The linker, and what was compiled."""
+        return self._linker, self._module
 
     def _create_store(self) -> Store:
         config = self._config
         store = Store(self._engine)
-        if config.max_memory_bytes is not None:
-            store.set_limits(memory_size=config.max_memory_bytes)
+        if config.max_memory_bytes is None:
+            store.set_limits(_MEMORY_BYTES_MAX, _N_TABLE_ELEMENTS_MAX, tables=_N_TABLES_MAX, memories=_N_MEMORIES_MAX)
+        else:  # wasmtime's limit is for each memory
+            store.set_limits(config.max_memory_bytes, _N_TABLE_ELEMENTS_MAX, tables=_N_TABLES_MAX, memories=1)
         if config.fuel is not None:
             store.set_fuel(config.fuel)
         store.set_wasi(self._wasi_config())
@@ -175,7 +221,9 @@ class Guest:
         config, wasi = self._config, WasiConfig()
         wasi.argv = [self._program_name(), *(config.args if config.invoke is None else ())]
         wasi.env = list(config.env.items())
-        if config.inherit_stdin:
+        if config.stdin is not None:
+            configure_input(wasi, config.stdin)
+        elif config.inherit_stdin:
             wasi.inherit_stdin()
         for host_path, guest_path in config.dirs:
             try:
@@ -210,3 +258,10 @@ class Guest:
         for capture in (self._stdout, self._stderr):
             if capture is not None:
                 capture.close(timeout_s)
+
+
+def _choose_dialect(imports: ModuleImports) -> Dialect:
+    if imports.missing:
+        lines = "; ".join(map(str, imports.missing))
+        raise UnsupportedOperation(f"the module imports what this host does not have: {lines}")
+    return imports.dialect or WITX

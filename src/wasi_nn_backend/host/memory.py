@@ -2,8 +2,7 @@
 
 wasmtime-py hands every number over as a signed one, and its own ``Memory.read`` cuts an out-of-range read short
 without a word, so nothing here uses it: each address is masked to its width, each range is compared with the memory's
-size of that moment, and only then are bytes copied. Nothing keeps a pointer between two calls, because a memory that
-grows may move.
+size, and only then are bytes copied. Nothing keeps a pointer between two calls, because a memory that grows may move.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import ctypes
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wasmtime import Caller, Func, Memory, Store, Trap, WasmtimeError
 
@@ -31,8 +30,7 @@ __all__ = ["GuestMemory", "TensorWords"]
 _U32 = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorWords:
+class TensorWords(NamedTuple):
     """A tensor as it lies in memory: the numbers only, nothing followed or checked yet."""
 
     dims: int
@@ -50,7 +48,7 @@ class GuestMemory:
     address of an empty slice undefined.
     """
 
-    __slots__ = ("_caller", "_find", "_memory", "layout")
+    __slots__ = ("_caller", "_find", "_memory", "_span", "layout")
 
     def __init__(
         self,
@@ -75,16 +73,22 @@ class GuestMemory:
                 "link it so that it exports its own"
             )
         self._memory = memory
+        # Asking wasmtime costs 2 microseconds, and a call checks up to four ranges while the guest stands still.
+        self._span: tuple[int, int] | None = None
 
     @property
     def n_bytes(self) -> int:
-        return self._memory.data_len(self._caller)
+        return self._address_and_size()[1]
+
+    def refresh(self) -> None:
+        """Forget where the memory lies and how large it is: after guest code that the host itself has called."""
+        self._span = None
 
     def check(self, address: int, n_bytes: int, what: str) -> int:
         """The address as an unsigned number, once ``n_bytes`` from it on are known to lie inside the memory."""
         address &= self.layout.word_mask
         n_bytes &= self.layout.word_mask
-        n_memory_bytes = self._memory.data_len(self._caller)
+        n_memory_bytes = self._address_and_size()[1]
         if n_bytes and address + n_bytes > n_memory_bytes:
             raise InvalidArgument(
                 f"{what}: {n_bytes} bytes at address {address} do not lie inside the guest's memory of "
@@ -103,7 +107,7 @@ class GuestMemory:
             raise TooLarge(f"{what}: {n_bytes} bytes are more than the {max_bytes} that this host takes: send less")
         address = self.check(address, n_bytes, what)
         # An empty memory has no address at all, and ctypes refuses to look at a null pointer.
-        return ctypes.string_at(self._base() + address, n_bytes) if n_bytes else b""
+        return ctypes.string_at(self._address_and_size()[0] + address, n_bytes) if n_bytes else b""
 
     def read_name(self, address: int, n_bytes: int, *, max_bytes: int) -> str:
         """A name: UTF-8 (else ``InvalidEncoding``) without a NUL (else ``InvalidArgument``)."""
@@ -142,7 +146,7 @@ class GuestMemory:
         where the memory ends before it."""
         address = self.check(address, 1, what)
         n_bytes = min(max_bytes + 1, self.n_bytes - address)
-        text, terminator, _ = ctypes.string_at(self._base() + address, n_bytes).partition(b"\0")
+        text, terminator, _ = ctypes.string_at(self._address_and_size()[0] + address, n_bytes).partition(b"\0")
         if terminator:
             return text
         if n_bytes > max_bytes:
@@ -174,7 +178,7 @@ class GuestMemory:
     def write(self, address: int, data: bytes, what: str) -> None:
         address = self.check(address, len(data), what)
         if data:
-            ctypes.memmove(self._base() + address, data, len(data))
+            ctypes.memmove(self._address_and_size()[0] + address, data, len(data))
 
     def allocator(self) -> Func:
         """The guest's ``malloc``. Raises ``UnsupportedOperation`` where it exports none."""
@@ -201,6 +205,7 @@ class GuestMemory:
         except (Trap, WasmtimeError) as error:
             reason = " ".join(str(error).split())
             raise RuntimeFailure(f"the guest's malloc({n_bytes}) did not return: {reason}") from None
+        self.refresh()
         if not address:
             raise RuntimeFailure(f"the guest's malloc({n_bytes}) returned NULL: let its memory grow larger")
         if address + n_bytes > self.n_bytes:
@@ -213,5 +218,11 @@ class GuestMemory:
     def write_u32(self, address: int, value: int, what: str) -> None:
         self.write(address, _U32.pack(value), what)
 
-    def _base(self) -> int:
-        return ctypes.addressof(self._memory.data_ptr(self._caller).contents)
+    def _address_and_size(self) -> tuple[int, int]:
+        span = self._span
+        if span is None:
+            n_bytes = self._memory.data_len(self._caller)
+            # An empty memory has no address.
+            address = ctypes.addressof(self._memory.data_ptr(self._caller).contents) if n_bytes else 0
+            span = self._span = (address, n_bytes)
+        return span

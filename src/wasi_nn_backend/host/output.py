@@ -13,12 +13,13 @@ import errno
 import logging
 import os
 import select
+import tempfile
 import threading
 from collections.abc import Callable
 
 from wasmtime import WasiConfig
 
-__all__ = ["CapturedOutput", "DescriptorWriter", "OutputCallback", "configure_output"]
+__all__ = ["CapturedOutput", "DescriptorWriter", "OutputCallback", "configure_input", "configure_output"]
 
 #: Receives bytes in the order in which they were written, on a thread of its own. It may block: the guest then waits.
 OutputCallback = Callable[[bytes], None]
@@ -96,6 +97,15 @@ class CapturedOutput:
         except Exception as error:
             self.error = error
             _log.exception("the output callback %r raised: the rest of the guest's output is dropped", self._callback)
+
+
+def configure_input(wasi: WasiConfig, data: bytes) -> None:
+    """Let a guest read ``data`` on its standard input. A file without a name: a pipe would need a thread to fill it."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        file.seek(0)
+        wasi.stdin_file = f"/dev/fd/{file.fileno()}"  # opened at once, so that this one may be closed
 
 
 def configure_output(wasi: WasiConfig, stream: str, capture: CapturedOutput | None) -> None:

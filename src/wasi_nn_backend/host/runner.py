@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from wasmtime import Trap, WasmtimeError
 
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
+from wasi_nn_backend.host.component_guest import open_guest
 from wasi_nn_backend.host.guest import Guest, RunConfig
 from wasi_nn_backend.host.invoke import InvokeValue
+from wasi_nn_backend.host.module_cache import ModuleCache
 from wasi_nn_backend.host.state import GuestError
 
 if TYPE_CHECKING:
@@ -51,10 +53,10 @@ StartTimer = Callable[[float, Callable[[], None]], Timer]
 class GuestResult:
     """How a guest ended.
 
-    ``exit_status`` is what a command that ran this guest should exit with. ``reason`` is the trap's text or why the
-    guest was stopped. ``last_error`` is its last failed WASI-NN call, ``fault`` an exception that was a defect of the
-    host. ``returned`` holds the results of an invoked export. ``was_left_behind``: it could not be stopped, see the
-    module.
+    ``exit_status`` is what a command that ran this guest should exit with. ``reason`` is the trap's text, why the guest
+    was stopped, or the error that an invoked function of a component returned. ``last_error`` is its last failed
+    WASI-NN call, ``fault`` an exception that was a defect of the host. ``returned`` holds the results of an invoked
+    export. ``was_left_behind``: it could not be stopped, see the module.
     """
 
     outcome: Outcome
@@ -79,10 +81,12 @@ class GuestRunner:
         config: RunConfig,
         backend: Backend,
         *,
+        modules: ModuleCache | None = None,
         start_timer: StartTimer | None = None,
         grace_s: float = _GRACE_S,
     ) -> None:
         self._config = config
+        self._modules = modules
         self._backend = backend
         self._start_timer = start_timer or _start_thread_timer
         self._n_stop_repeats = max(1, round(grace_s / _STOP_REPEAT_S))
@@ -149,7 +153,7 @@ class GuestRunner:
     def _work(self) -> None:
         guest = None
         try:
-            guest = Guest(self._config, self._backend)
+            guest = open_guest(self._config, self._backend, self._modules)
             with self._lock:
                 self._guest = guest
                 is_stopped = self._stop_reason is not None
@@ -174,7 +178,7 @@ class GuestRunner:
     ) -> GuestResult:
         outcome: Outcome = "exited"
         exit_status = guest.exit_status or 0
-        reason = None
+        reason = guest.failure
         if stop_reason is not None:
             # Even if it went on to exit by itself: it did so because its calls were cancelled.
             outcome, reason = stop_reason, self._stop_text(stop_reason)

@@ -7,19 +7,33 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from wasi_nn_backend.dialects import Dialect
-from wasi_nn_backend.errors import Busy, Cancelled, ErrorCode, WasiNNError
+from wasi_nn_backend.errors import (
+    Busy,
+    Cancelled,
+    ErrorCode,
+    SecurityViolation,
+    TooLarge,
+    UnsupportedOperation,
+    WasiNNError,
+)
 from wasi_nn_backend.handles import HandleTable
-from wasi_nn_backend.host.limits import HostLimits
+from wasi_nn_backend.host.limits import Allowance, HostLimits
+from wasi_nn_backend.host.pacing import Pacer
+from wasi_nn_backend.host.tenant import Tenant
 
 if TYPE_CHECKING:
     from wasi_nn_backend.backend import Backend
     from wasi_nn_backend.execution_context import ExecutionContext
     from wasi_nn_backend.graph import Graph
 
-__all__ = ["GuestError", "GuestState"]
+__all__ = ["PRELOAD_PREFIX", "GuestError", "GuestState"]
+
+#: WasmEdge's way of naming a host file in a builder. Any guest could open any model file with it.
+PRELOAD_PREFIX = b"preload:"
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +52,8 @@ class GuestError:
 
 
 class GuestState:
-    """The host's side of one store. Calls come from the guest's thread; ``stop`` and ``close`` from any.
+    """The host's side of one store. Calls come from the guest's thread; ``stop`` and ``close`` from any. A context
+    manager that closes: graphs and contexts of the guest live until then.
 
     ``write_stdout`` gets the text of guests that ask for ``stream-stdout``. ``last_error`` is the last failed call,
     the end of a sequence not counted. ``fault`` is the first exception that is a defect of this program, not of the
@@ -53,7 +68,7 @@ class GuestState:
         limits: HostLimits,
         write_stdout: Callable[[bytes], None],
     ) -> None:
-        self.backend = backend
+        self.backend = Tenant(backend, limits)
         self.dialect = dialect
         self.limits = limits
         self.write_stdout = write_stdout
@@ -61,16 +76,46 @@ class GuestState:
         self.contexts: HandleTable[ExecutionContext] = HandleTable(
             "execution context", limits.max_contexts, "finalize one first"
         )
+        self.held = Allowance(limits.max_held_bytes, "prompts, configuration and tensors")
+        self.models = Allowance(limits.max_model_bytes, "models from the guest's memory")
+        self.pacer = Pacer(limits.max_host_share)
         self.last_error: GuestError | None = None
         self.fault: BaseException | None = None
         self._lock = threading.Lock()
         self._running: ExecutionContext | None = None
+        self._open_runs: set[int] = set()  # handles of contexts with a token-by-token run
         self._is_stopped = False
         self._is_inside_guest = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def is_stopped(self) -> bool:
         return self._is_stopped
+
+    def check_builders(self, head: bytes, n_bytes: int) -> None:
+        """May the guest have a model made of builders of ``n_bytes`` together, the first of which begins with ``head``?
+
+        Raises ``SecurityViolation`` (a ``preload:`` path), ``UnsupportedOperation`` (no models of guests here),
+        ``TooLarge``, ``Busy``.
+        """
+        if head.startswith(PRELOAD_PREFIX):
+            raise SecurityViolation("load: 'preload:' names a file of the host: register it and load it by name")
+        if not self.limits.allow_load_bytes:
+            raise UnsupportedOperation("load: this host takes no models from guests: register one and load it by name")
+        if n_bytes > self.limits.max_model_bytes:
+            raise TooLarge(f"load: {n_bytes} bytes of builders, {self.limits.max_model_bytes} is this host's limit")
+        self.models.check(None, n_bytes)
+
+    def may_go_on(self, fraction_loaded: float) -> bool:
+        """For ``progress`` of a load: False once the guest is to stop."""
+        return not self._is_stopped
 
     def stop(self) -> None:
         """Cancel what runs and refuse all further calls. Repeat it until the guest has ended.
@@ -95,6 +140,23 @@ class GuestState:
         finally:
             with self._lock:
                 self._running = None
+
+    @contextmanager
+    def open_run(self, handle: int) -> Iterator[None]:
+        """A step of a token-by-token run on a context; the run is over when the step fails. Raises ``Busy`` when too
+        many are open."""
+        if handle not in self._open_runs and len(self._open_runs) >= self.limits.max_open_runs:
+            raise Busy(
+                f"{len(self._open_runs)} token-by-token runs are open, which is this host's limit: read one to its end "
+                "or call fini_single"
+            )
+        self._open_runs.discard(handle)
+        yield
+        self._open_runs.add(handle)
+
+    def end_run(self, handle: int) -> None:
+        """A context has no token-by-token run any more, if it had one."""
+        self._open_runs.discard(handle)
 
     def check_not_stopped(self) -> None:
         if self._is_stopped:
