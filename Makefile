@@ -1,5 +1,5 @@
 # Everything goes through .venv, which `setup` keeps up to date; run `make help` for the list.
-.PHONY: help setup demo check test erlang-test bench clean
+.PHONY: help setup demo check docs test erlang-test bench clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -10,7 +10,8 @@ help:
 	@echo "make setup   create .venv (first time: compiles llama.cpp, 4 to 10 minutes)"
 	@echo "make demo    a WebAssembly module asks a language model a question"
 	@echo "make check   lint, types and the fast tests"
-	@echo "make test    check, then the tests with real models"
+	@echo "make docs    the site, in build/site; the references are written anew"
+	@echo "make test    check, docs, then the tests with real models"
 	@echo "make erlang-test  the OTP application in erlang/wasi_nn (installs Debian's Erlang as root)"
 	@echo "make bench   wasi-nn bench: speed on this machine, 15 minutes, into build/bench"
 	@echo "make clean   remove what these targets made here (compiled wheels stay in the cache)"
@@ -29,7 +30,14 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --maxprocesses 4 -m "not real"
 
-test: check
+docs: setup
+	$(BIN)/python tools/configuration_docs.py
+	$(BIN)/python tools/cli_docs.py
+	$(BIN)/python tools/c_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+test: check docs
 	$(BIN)/pytest -m real
 
 erlang-test: setup
