@@ -117,7 +117,8 @@ def define_wasi_nn(
     """Define a dialect's functions for one store; returns the store's state, which the caller closes after the guest.
 
     >>> with define_wasi_nn(linker, store, backend, detect_dialect(module)):
-    ...     linker.instantiate(store, module).exports(store)["_start"](store)
+    ...     run = linker.instantiate(store, module).exports(store)["_start"]
+    ...     run(store)
 
     ``dialect`` is ``detect_dialect``'s or ``examine_imports``' for a module with a 64-bit memory, which imports other
     types; for all others any of ``CORE_DIALECTS`` does. None is WasmEdge's, which has the official functions, too,
