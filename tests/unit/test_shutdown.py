@@ -111,7 +111,7 @@ def test_all_who_close_return_when_nothing_is_left(gate: Gate, tiny_model_path: 
         return all(context.closed for model in llama.models for context in model.contexts)
 
     with ThreadPoolExecutor(3) as threads, gate:
-        running = threads.submit(context.run_inference, "Hello")
+        running = threads.submit(context.run_inference, "Hello", {"max_tokens": 100_000, "ignore_eos": True})
         gate.reached.acquire()
         closing = [threads.submit(close) for _ in range(2)]
         gate.open()
