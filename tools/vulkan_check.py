@@ -43,6 +43,8 @@ def main() -> int:
         raise SystemExit(
             "vulkan: glslc is missing: apt-get install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers"
         )
+    # llama.cpp passes over devices that are a CPU, as Mesa's software driver is, unless they are named.
+    os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
     with contextlib.ExitStack() as stack:
         folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wasi-nn-vulkan-")))
         python = install(folder)

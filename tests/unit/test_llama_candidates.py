@@ -74,13 +74,21 @@ def test_two_zeros_are_equal() -> None:
     assert [found.distinct for found in search(logits, 3)] == [True, False]
 
 
+def test_equals_in_different_rows_are_none() -> None:
+    logits: Logits = np.tile(-1 - np.arange(500, dtype=np.float32), (2, 1))
+    assert [found.distinct for found in search(logits, 3)] == [True, True]
+
+
 def test_a_later_sampler_may_ask_for_more() -> None:
     logits = np.random.default_rng(2).standard_normal((4, 5000)).astype(np.float32)
     finder = CandidateFinder()
     for _ in range(3):
         finder.start(logits)
+        assert finder.found(0, 1) is None
         for index, n_top in enumerate((5, 40, 300, 1)):
-            check(logits[index], n_top, finder.find(index, n_top))
+            found = finder.find(index, n_top)
+            check(logits[index], n_top, found)
+            assert finder.found(index, n_top) is found
     finder.start(logits[::-1].copy())
     check(logits[0], 40, finder.find(3, 40))
 

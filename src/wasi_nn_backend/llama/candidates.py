@@ -23,14 +23,24 @@ _Tokens = npt.NDArray[np.intp]
 class Candidates(NamedTuple):
     """Every token of one row whose logit reaches a bound that at least as many reach as were asked for.
 
-    ``tokens`` and ``logits`` are parallel, in no order. With ``distinct`` all of these logits differ; without, some may
-    be equal. ``largest`` is the row's largest logit, NaN where the row has one; then the rest means nothing.
+    ``words`` are llama.cpp's ``llama_token_data``, shape [n, 3]: the token, the bits of its logit, and zero, in no
+    order. With ``distinct`` all of these logits differ; without, some may be equal. ``largest`` is the row's largest
+    logit, NaN where the row has one; then the rest means nothing.
     """
 
-    tokens: _Tokens
-    logits: _Logits
+    words: npt.NDArray[np.int32]
     distinct: bool
     largest: float
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Shape [n]."""
+        return self.words[:, 0]
+
+    @property
+    def logits(self) -> _Logits:
+        """Parallel to ``tokens``."""
+        return self.words.view(np.float32)[:, 1]
 
 
 class CandidateFinder:
@@ -70,46 +80,55 @@ class CandidateFinder:
                 self._found = search(self._logits, self._n_found)
             return self._found[index]
 
+    def found(self, index: int, n_top: int) -> Candidates | None:
+        """The same, where nothing is left to search. Does not look at the logits."""
+        with self._lock:
+            self._n_asked = max(self._n_asked, n_top)
+            return self._found[index] if n_top <= self._n_found else None
+
 
 def search(logits: _Logits, n_top: int) -> list[Candidates]:
     """The candidates of each row of ``logits``, shape [n_rows, n_vocab]; see ``CandidateFinder``."""
     n_rows, n_vocab = logits.shape
     n_groups = min(max(64, 1 << (3 * n_top).bit_length()), n_vocab)
-    # Few columns are long to look through, many are long to compare; it is flat around four times the square root.
-    n_columns = max(1, min(4 * math.isqrt(n_top * n_vocab), n_vocab) // n_groups) * n_groups
+    # Few columns are long to look through, many are long to compare, and their maxima leave the nearest cache. A power
+    # of two divides most large vocabularies.
+    n_columns = max(n_groups, 1 << math.isqrt(4 * n_top * n_vocab).bit_length())
+    if n_columns > n_vocab:
+        n_columns = n_groups
     maxima = _maxima(logits, n_columns)
     groups = _maxima(maxima, n_groups)
-    bounds = np.partition(groups, n_groups - n_top, axis=1)[:, n_groups - n_top]
-    # Flat, as np.nonzero is five times slower in two dimensions.
-    rows, columns = np.divmod((maxima >= bounds[:, np.newaxis]).ravel().nonzero()[0], n_columns)
-    starts = rows * n_vocab
-    positions = (starts + columns)[:, np.newaxis] + np.arange(0, n_vocab, n_columns)
-    values = logits.ravel().take(positions, mode="clip")
-    reaches = values >= bounds[rows][:, np.newaxis]
-    if n_vocab % n_columns:
-        reaches &= positions < (starts + n_vocab)[:, np.newaxis]  # the table's last line is not full
-    hits = reaches.ravel().nonzero()[0]
-    rows, tokens = np.divmod(positions.ravel()[hits], n_vocab)
-    values = values.ravel()[hits]
-    ends = rows.searchsorted(np.arange(n_rows), side="right").tolist()
     largest = groups.max(axis=1).tolist()
-    equal_in = _rows_with_equals(rows, values)
+    groups.partition(n_groups - n_top, axis=1)
+    bounds = groups[:, n_groups - n_top, np.newaxis]
+    # Flat, as np.nonzero is five times slower in two dimensions.
+    reached = (maxima >= bounds).ravel().nonzero()[0]
+    rows = reached // n_columns
+    positions = (reached + rows * (n_vocab - n_columns))[:, np.newaxis] + np.arange(0, n_vocab, n_columns)
+    values = logits.ravel().take(positions, mode="clip")
+    reaches = values >= bounds[rows]
+    if n_vocab % n_columns:
+        reaches &= positions < ((rows + 1) * n_vocab)[:, np.newaxis]  # the table's last line is not full
+    hits = reaches.ravel().nonzero()[0]
+    tokens, values = positions.ravel()[hits], values.ravel()[hits]
+    rows = tokens // n_vocab
+    words = np.zeros((len(hits), 3), dtype=np.int32)
+    words[:, 0] = tokens - rows * n_vocab  # np.divmod does not use the processor's vectors
+    words[:, 1] = values.view(np.int32)
+    ends = rows.searchsorted(np.arange(n_rows), side="right").tolist()
+    # Nearly always the values of all rows differ, and then each row's do.
+    values.sort()
+    all_differ = not (values[1:] == values[:-1]).any()
     return [
-        Candidates(tokens[first:end], values[first:end], row not in equal_in, largest[row])
+        Candidates(words[first:end], all_differ or _are_distinct(words[first:end]), largest[row])
         for row, (first, end) in enumerate(pairwise([0, *ends]))
     ]
 
 
-def _rows_with_equals(rows: _Tokens, values: _Logits) -> set[int]:
-    """The rows in which a value comes twice, or almost. ``rows`` and ``values`` are parallel."""
-    # One sort for all rows: values of different rows lie apart, and equal ones of the same row fall together. So do
-    # values that differ by less than a double can tell, 1e-11 or so.
-    keys = rows * 4096.0 + values
-    keys.sort()
-    equal = keys[1:] == keys[:-1]
-    if not equal.any():
-        return set()
-    return set(rows[np.isin(rows * 4096.0 + values, keys[1:][equal])].tolist())
+def _are_distinct(words: npt.NDArray[np.int32]) -> bool:
+    """Whether the logits of one row's candidates all differ."""
+    logits = words.view(np.float32)[:, 1].tolist()
+    return len(set(logits)) == len(logits)
 
 
 def _maxima(table: _Logits, n_columns: int) -> _Logits:

@@ -153,10 +153,14 @@ class NativeContext(Owner):
     def candidates(self, row: int, n_top: int) -> Candidates:
         """For the samplers: the ``n_top`` largest logits of a batch entry and perhaps some more. Thread-safe.
 
-        Searched for once a decode, in all rows: logits that are overwritten after the first call are not seen. The
-        caller has to hold the context (``pointer``).
+        Searched for once a decode, in all rows: logits that are overwritten after the first call are not seen.
         """
-        return self._finder.find(self._logits_index(row), n_top)
+        index = self._logits_index(row)
+        found = self._finder.found(index, n_top)
+        if found is None:
+            with self._native():
+                found = self._finder.find(index, n_top)
+        return found
 
     def _logits_index(self, row: int) -> int:
         index = self._logits_rows.get(row)

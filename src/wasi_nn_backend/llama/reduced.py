@@ -61,6 +61,8 @@ class ReducedSampler(Owner):
         native.llama_sampler_chain_add(chain, self._choosing)
         self._n_vocab = n_vocab = links.n_vocab
         self._changes_logits = bool(changing)
+        # Of the other links none keeps what was said. Mirostat and random numbers move on where they choose.
+        self._records = any(isinstance(stage, Penalties | Dry) for stage in stages)
         self._changed = _ChangedTokens(changing)
         # llama.cpp's greedy takes the first of equals: there the candidates have to ascend, and ties do not matter.
         self._greedy = isinstance(choosing[0], Greedy)
@@ -93,7 +95,7 @@ class ReducedSampler(Owner):
         """Raises ``RuntimeFailure`` when the logits, or what biases and penalties make of them, are not numbers,
         or when no token is left to choose."""
         context = native_context(context)
-        with self._native() as chain, context.pointer():
+        with self._native() as chain:
             token = self._choose(context, row)
             self._record(chain, token)
             return token
@@ -101,7 +103,7 @@ class ReducedSampler(Owner):
     def choose(self, context: Context, row: int) -> int:
         """``sample`` without recording the token."""
         context = native_context(context)
-        with self._native(), context.pointer():
+        with self._native():
             return self._choose(context, row)
 
     def choose_among(self, tokens: npt.NDArray[np.int32], logits: _Logits) -> int:
@@ -124,21 +126,23 @@ class ReducedSampler(Owner):
             self._changed.clear()
 
     def _record(self, chain: int, token: int) -> None:
-        native.llama_sampler_accept(chain, token)
-        self._changed.record(token)
+        if self._records:
+            native.llama_sampler_accept(chain, token)
+            self._changed.record(token)
 
     def _choose(self, context: NativeContext, row: int) -> int:
         found = context.candidates(row, self._n_sought)
         check_largest_logit(found.largest)
-        if not self._changes_logits:
-            if found.distinct:
-                self._array.fill(found.tokens, found.logits)
-                return self._array.chosen_by(self._choosing)
-        elif self._fill_changed(found, context.logits(row)):
-            logits = self._change(self._array)
-            if self._greedy or _top_is_strict(logits, self._n_top):
-                return self._array.chosen_by(self._choosing)
-        return self.choose_among(np.arange(self._n_vocab, dtype=np.int32), context.logits(row))
+        if found.distinct and not self._changes_logits:
+            self._array.copy(found.words)
+            return self._array.chosen_by(self._choosing)
+        with context.pointer():
+            logits = context.logits(row)
+            if self._changes_logits and self._fill_changed(found, logits):
+                changed = self._change(self._array)
+                if self._greedy or _top_is_strict(changed, self._n_top):
+                    return self._array.chosen_by(self._choosing)
+            return self.choose_among(np.arange(self._n_vocab, dtype=np.int32), logits)
 
     def _fill_changed(self, found: Candidates, logits: _Logits) -> bool:
         """Put all tokens into the array that may be in the top-k after the changes. False: they are too many.
@@ -214,9 +218,9 @@ def _top_is_strict(logits: _Logits, n_top: int) -> bool:
     return not bool((top[1:] == top[:-1]).any())
 
 
-def _union(tokens: _Tokens, others: _Tokens) -> _Tokens:
+def _union(tokens: npt.NDArray[np.int32], others: _Tokens) -> _Tokens:
     """Ascending. ``np.union1d`` does the same in three times the time."""
-    merged = np.concatenate((tokens, others))
+    merged: _Tokens = np.concatenate((tokens, others))
     merged.sort()
     keep = np.empty(len(merged), dtype=np.bool_)
     keep[:1] = True

@@ -14,9 +14,6 @@ from wasi_nn_backend.llama.bindings import native
 
 __all__ = ["TokenArray", "no_token_left"]
 
-#: ``llama_token_data``.
-_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
 
 class TokenArray:
     """Reused from token to token, and grows when it has to. 12 bytes a token."""
@@ -29,21 +26,31 @@ class TokenArray:
 
     def fill(self, tokens: npt.NDArray[np.integer[Any]], logits: npt.NDArray[np.float32]) -> None:
         """Take parallel arrays, replacing what was there."""
-        self._n = len(tokens)
-        if self._n > len(self._data):
-            self._reserve(2 * self._n)
+        self._resize(len(tokens))
         self._ids[: self._n] = tokens
         self._logits[: self._n] = logits
         self._p[: self._n] = 0.0
+
+    def copy(self, words: npt.NDArray[np.int32]) -> None:
+        """The same from whole ``llama_token_data``, shape [n, 3] (``Candidates.words``), in a third of the time."""
+        self._resize(len(words))
+        self._words[: self._n] = words
+
+    def _resize(self, n_tokens: int) -> None:
+        self._n = n_tokens
+        if n_tokens > len(self._words):
+            self._reserve(2 * n_tokens)
         self._native.data = self._pointer  # a chain may have moved it: XTC drops tokens at the beginning
-        self._native.size = self._n
+        self._native.size = n_tokens
         self._native.selected = -1
         self._native.sorted = False
 
     def _reserve(self, n_tokens: int) -> None:
-        self._data = np.empty(n_tokens, dtype=_TOKEN_DATA)
-        self._ids, self._logits, self._p = self._data["id"], self._data["logit"], self._data["p"]
-        self._pointer = ctypes.cast(self._data.ctypes.data, type(self._native.data))
+        self._words = np.empty((n_tokens, 3), dtype=np.int32)  # ``llama_token_data``: int32 id, float32 logit and p
+        self._ids = self._words[:, 0]
+        numbers = self._words.view(np.float32)
+        self._logits, self._p = numbers[:, 1], numbers[:, 2]
+        self._pointer = ctypes.cast(self._words.ctypes.data, type(self._native.data))
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
