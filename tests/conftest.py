@@ -20,9 +20,19 @@ from wasi_nn_backend.llama.tiny_model import write_tiny_model
 # of the measurement itself.
 os.environ["WASI_NN_ATTENTION_PROBE"] = "0"
 
+#: "fast" or "thorough". `make test` and a CI are thorough; `make check` tries a part of the examples only.
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("thorough" if os.environ.get("CI") == "true" else "fast")
+
+
+def n_examples(n_thorough: int) -> int:
+    """How many examples, or steps of a random walk, a test takes: a quarter in a fast run."""
+    return n_thorough if PROFILE == "thorough" else max(n_thorough // 4, 5)
+
+
 # A busy machine is no reason to fail: an example that takes long is not a wrong one.
-hypothesis.settings.register_profile("without deadlines", deadline=None)
-hypothesis.settings.load_profile("without deadlines")
+hypothesis.settings.register_profile("thorough", deadline=None)
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=n_examples(100))
+hypothesis.settings.load_profile(PROFILE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,8 @@ PROGRAM = """
 import json, sys
 from wasi_nn_backend import Backend
 n_gpu_layers = int(sys.argv[1])
-config = {"temperature": 0, "max_tokens": 24, "n_ctx": 256, "max_concurrent": 1, "n_gpu_layers": n_gpu_layers}
+config = {"temperature": 0, "max_tokens": 12, "n_ctx": 256, "max_concurrent": 1, "default_task_timeout_ms": 0}
+config["n_gpu_layers"] = n_gpu_layers
 with Backend(config) as backend:
     with backend.load_by_name("smollm2") as graph, graph.init_execution_context() as context:
         print(json.dumps({"text": context.run_inference("Name the capital city of France.")}))

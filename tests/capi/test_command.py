@@ -29,6 +29,7 @@ def test_a_build_has_all_that_others_look_for(tmp_path: Path) -> None:
     assert (folder / "include" / "wasi_nn_llama.h").is_file()
 
 
+@pytest.mark.slow
 def test_the_flags_of_a_build_and_of_the_other_library(tmp_path: Path) -> None:
     flags = capi("--build", tmp_path, "--cflags", "--libs", "--wamr").split()
     assert {f"-I{tmp_path / 'include'}", f"-L{tmp_path}", "-DWASI_NN_WAMR"} <= set(flags)
@@ -36,6 +37,7 @@ def test_the_flags_of_a_build_and_of_the_other_library(tmp_path: Path) -> None:
     assert (tmp_path / "libwasi_nn_llamacpp.so").is_file()
 
 
+@pytest.mark.slow
 def test_without_a_folder_the_libraries_are_built_once(cache_dir: Path, tmp_path: Path) -> None:
     """And found by a program that is compiled with their flags."""
     folder = Path(capi("--libdir", cache=cache_dir).strip())
@@ -66,6 +68,7 @@ def test_pkg_config_finds_it(library_dir: Path, tmp_path: Path) -> None:
     check_program(tmp_path / "ask")
 
 
+@pytest.mark.slow
 def test_cmake_finds_it(library_dir: Path, tmp_path: Path) -> None:
     cmake = need("cmake")
     (tmp_path / "CMakeLists.txt").write_text(
@@ -81,8 +84,18 @@ def test_cmake_finds_it(library_dir: Path, tmp_path: Path) -> None:
     check_program(tmp_path / "build" / "ask")
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("name", ["ask.c", "stream.c", "server.c", "ask.cpp"])
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    [
+        ("ask.c", "gcc"),
+        *(
+            pytest.param(name, compiler, marks=pytest.mark.slow)
+            for name in ("ask.c", "stream.c", "server.c", "ask.cpp")
+            for compiler in ("gcc", "clang")
+            if (name, compiler) != ("ask.c", "gcc")
+        ),
+    ],
+)
 def test_the_examples_build_and_answer(
     name: str, compiler: str, library_dir: Path, tiny_model_path: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.llama import FakeLlama
 from tests.unit.test_sessions import GREEDY, Clock
 from wasi_nn_backend import Backend, Busy, ExecutionContext, InvalidArgument
@@ -221,7 +222,7 @@ def test_a_closed_backend_takes_no_session(host: Host) -> None:
         host.open_session("ada")
 
 
-@settings(max_examples=40)
+@settings(max_examples=n_examples(40))
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(("open", "close", "expire", "rename")), st.integers(0, 2), st.integers(0, 5)),

@@ -57,6 +57,7 @@ def keys(compile_program: Compile, library_dir: Path) -> Path:
     return compile_program("keys.c", library_dir)
 
 
+@pytest.mark.slow
 def test_each_key_changes_what_a_c_program_gets(keys: Path, tiny_model_path: Path) -> None:
     plain = PLAIN | {"max_tokens": 120, "n_ctx": 512}
     effects = {f"sampling.{name}": effect for name, effect in EFFECTS.items()} | OTHER_EFFECTS
@@ -105,6 +106,7 @@ def test_an_operators_log_is_as_configured(keys: Path, tiny_model_path: Path, tm
     assert not logs["undated"][:4].isdecimal()
 
 
+@pytest.mark.slow
 def test_a_servers_life(compile_program: Compile, library_dir: Path, tiny_model_path: Path, tmp_path: Path) -> None:
     text = COMPLETE.read_text(encoding="utf-8").replace("/var/log", str(tmp_path)).replace("[628,", "[62,")
     config = tmp_path / "config.json"

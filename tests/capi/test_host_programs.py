@@ -24,7 +24,9 @@ WAMR = {"library": "wasi_nn_llamacpp"}
 
 
 @pytest.mark.parametrize("flavour", ["backend", "wamr"])
-@pytest.mark.parametrize("is_sanitized", [False, True], ids=["plain", "sanitized"])
+@pytest.mark.parametrize(
+    "is_sanitized", [pytest.param(False, id="plain"), pytest.param(True, id="sanitized", marks=pytest.mark.slow)]
+)
 def test_every_wrong_call_is_an_error_code(
     flavour: str,
     is_sanitized: bool,
@@ -43,6 +45,7 @@ def test_every_wrong_call_is_an_error_code(
     assert run(program, tiny_model_path.name, tmp_path, env=env) == "done\n"
 
 
+@pytest.mark.slow
 def test_the_process_is_as_before_after_20_rounds(
     compile_program: Compile, library_dir: Path, tiny_model_path: Path
 ) -> None:
@@ -66,6 +69,7 @@ def test_the_order_of_calls_of_wamr(compile_program: Compile, library_dir: Path,
     assert texts == f"{expected}\n" * 8
 
 
+@pytest.mark.slow
 def test_whatever_threads_do_at_random_is_answered_with_a_code(
     compile_program: Compile, sanitized_dir: Path, tiny_model_path: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +80,7 @@ def test_whatever_threads_do_at_random_is_answered_with_a_code(
     assert {0, 1} < codes
 
 
+@pytest.mark.slow
 def test_threads_and_sessions_get_the_texts_of_the_python_api(
     compile_program: Compile, library_dir: Path, tiny_f32_model_path: Path
 ) -> None:
@@ -122,16 +127,19 @@ def compile_alone(tmp_path: Path, *flags: str) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_valgrind_finds_nothing_in_the_shim(tmp_path: Path) -> None:
     valgrind = need("valgrind")
     program = compile_alone(tmp_path)
     assert run(valgrind, "-q", "--error-exitcode=9", "--leak-check=full", program) == "done\n"
 
 
+@pytest.mark.slow
 def test_the_thread_sanitizer_finds_nothing_in_the_shim(tmp_path: Path) -> None:
     assert run(compile_alone(tmp_path, "-fsanitize=thread")) == "done\n"
 
 
+@pytest.mark.slow
 def test_a_program_that_passes_no_size_is_served_where_the_environment_says_so(
     compile_program: Compile, library_dir: Path, tiny_model_path: Path
 ) -> None:
@@ -150,7 +158,9 @@ def test_a_program_that_passes_no_size_is_served_where_the_environment_says_so(
     assert sizes[2][1] == without[1]
 
 
-@pytest.mark.parametrize("value", ["", "many", "-1", "0", "99999999999"])
+@pytest.mark.parametrize(
+    "value", ["", *(pytest.param(value, marks=pytest.mark.slow) for value in ("many", "-1", "0", "99999999999"))]
+)
 def test_a_senseless_legacy_capacity_counts_as_none(
     value: str, compile_program: Compile, library_dir: Path, tiny_model_path: Path
 ) -> None:

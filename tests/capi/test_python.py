@@ -31,8 +31,15 @@ def expected(tiny_model_path: Path) -> dict[str, str]:
     return texts
 
 
-@pytest.mark.parametrize("kind", ["CDLL", "PyDLL"])
-@pytest.mark.parametrize("python", [Path(sys.executable), BARE], ids=["own", "bare"])
+@pytest.mark.parametrize(
+    ("python", "kind"),
+    [
+        pytest.param(Path(sys.executable), "CDLL", id="own-CDLL", marks=pytest.mark.slow),
+        pytest.param(Path(sys.executable), "PyDLL", id="own-PyDLL", marks=pytest.mark.slow),
+        pytest.param(BARE, "CDLL", id="bare-CDLL"),
+        pytest.param(BARE, "PyDLL", id="bare-PyDLL", marks=pytest.mark.slow),
+    ],
+)
 def test_a_python_program_gets_the_same_texts(
     kind: str, python: Path, library_dir: Path, tiny_model_path: Path, expected: dict[str, str]
 ) -> None:
@@ -48,6 +55,7 @@ def test_both_libraries_share_a_process(library_dir: Path, tiny_model_path: Path
     assert sorted(out.split()) == sorted([*expected.values()] * 2)
 
 
+@pytest.mark.slow
 def test_a_python_program_may_end_with_everything_open(
     library_dir: Path, tiny_model_path: Path, expected: dict[str, str]
 ) -> None:
@@ -85,6 +93,7 @@ def test_a_broken_environment_is_an_error_and_a_line(
     assert str(home) in done.stderr
 
 
+@pytest.mark.slow
 def test_the_environment_names_another_python(
     compile_program: Compile, library_dir: Path, tiny_model_path: Path, tmp_path: Path
 ) -> None:

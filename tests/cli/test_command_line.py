@@ -130,7 +130,15 @@ def test_the_log_names_its_level_in_lower_case(wasi_nn_here: Command) -> None:
     assert wasi_nn_here("--log-level", "error", *arguments).stderr.startswith("error:")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["inspect", WORLD]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--help"], marks=pytest.mark.slow),
+        ["--version"],
+        pytest.param(["run", "--help"], marks=pytest.mark.slow),
+        ["inspect", WORLD],
+    ],
+)
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command_line(*arguments), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
@@ -142,16 +150,16 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "closed"),
     [
-        (["inspect", WORLD], 0, "<&-"),
-        (["inspect", WORLD], 0, ">&-"),
-        (["inspect", WORLD], 0, "2>&-"),
+        pytest.param(["inspect", WORLD], 0, "<&-", marks=pytest.mark.slow),
+        pytest.param(["inspect", WORLD], 0, ">&-", marks=pytest.mark.slow),
+        pytest.param(["inspect", WORLD], 0, "2>&-", marks=pytest.mark.slow),
         (["inspect", WORLD], 0, "<&- >&- 2>&-"),
-        (["--version"], 0, ">&-"),
-        (["--version"], 0, "<&- >&- 2>&-"),
-        (["inspect", "gone.wasm"], 1, "2>&-"),
+        pytest.param(["--version"], 0, ">&-", marks=pytest.mark.slow),
+        pytest.param(["--version"], 0, "<&- >&- 2>&-", marks=pytest.mark.slow),
+        pytest.param(["inspect", "gone.wasm"], 1, "2>&-", marks=pytest.mark.slow),
         (["inspect", "gone.wasm"], 1, "<&- >&- 2>&-"),
         (["rnu"], 2, "2>&-"),
-        (["rnu"], 2, "<&- >&- 2>&-"),
+        pytest.param(["rnu"], 2, "<&- >&- 2>&-", marks=pytest.mark.slow),
     ],
 )
 def test_closed_streams_change_neither_status_nor_the_other_streams(

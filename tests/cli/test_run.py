@@ -31,8 +31,8 @@ def n_answer_tokens(done: subprocess.CompletedProcess[str]) -> int:
     return int(json.loads(done.stdout.splitlines()[-1])["output_tokens"])
 
 
-def test_everything_behind_the_module_belongs_to_the_guest(wasi_nn: Command) -> None:
-    done = wasi_nn("run", WORLD, "--help", "--nn-graph", "a=b", "--", "-x")
+def test_everything_behind_the_module_belongs_to_the_guest(wasi_nn_here: Command) -> None:
+    done = wasi_nn_here("run", WORLD, "--help", "--nn-graph", "a=b", "--", "-x")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "world.wat\0--help\0--nn-graph\0a=b\0--\0-x\0"
 
@@ -167,9 +167,9 @@ def test_usage_errors_name_the_option(arguments: list[str], complaint: str, caps
 # --- guests that use a model ---
 
 
-def test_a_wasmedge_command_line(wasi_nn: Command, tiny_model_path: Path) -> None:
+def test_a_wasmedge_command_line(wasi_nn_here: Command, tiny_model_path: Path) -> None:
     """A module built for WasmEdge: dims = [1], metadata at output 1."""
-    done = wasi_nn(
+    done = wasi_nn_here(
         "run", "--nn-preload", f"default:GGML:AUTO:{tiny_model_path}", WASMEDGE, "default", "prompt", '{"n-predict": 4}'
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -7,10 +7,11 @@ caller with a real memory.
 from __future__ import annotations
 
 import struct
+from functools import cache
 from types import TracebackType
 from typing import Self
 
-from wasmtime import Instance, Linker, Memory, Store
+from wasmtime import Engine, Instance, Linker, Memory, Module, Store
 
 from tests.host.abis import Abi, abi_of
 from wasi_nn_backend.backend import Backend
@@ -107,6 +108,13 @@ def iovec_data(iovec: int, address: int, text: bytes) -> str:
     return text_data(iovec, struct.pack("<II", address, len(text))) + text_data(address, text)
 
 
+@cache
+def compiled(wat: str) -> tuple[Engine, Module]:
+    """A matrix has hundreds of guests whose modules are a few, and nobody raises the epoch of these engines."""
+    engine = create_engine(use_cache=False)
+    return engine, compile_module(engine, read_module(wat.encode()))
+
+
 class Driver:
     """A guest whose calls a test makes one by one. ``call`` returns the error number."""
 
@@ -119,12 +127,11 @@ class Driver:
         memory: str | None = None,
     ) -> None:
         self.abi = as_abi(dialect)
-        engine = create_engine(use_cache=False)
+        engine, module = compiled(wrapper_wat(self.abi, memory))
         self.store = Store(engine)
         self.store.set_epoch_deadline(1)
         self.streamed = bytearray()
         linker = Linker(engine)
-        module = compile_module(engine, read_module(wrapper_wat(self.abi, memory).encode()))
         known = next(known for known in CORE_DIALECTS if known.name == self.abi.dialect)
         examined = examine_imports(module, engine, known)
         assert examined.dialect is not None

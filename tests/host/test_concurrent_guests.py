@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PROFILE
 from tests.fakes.llama import FakeLlama
 from tests.host.conftest import MODEL
 from tests.host.guests import OUT, U8, command_wat, iovec_data, print_wat, text_data
@@ -110,6 +111,6 @@ def test_on_llama_cpp(tmp_path: Path, guests: list[tuple[bytes | Path, list[str]
     with Backend() as backend:
         backend.register("default", tmp_path / "tiny.gguf")
         alone = [run(backend, *guest, lambda: None) for guest in guests]
-        for _ in range(3):
+        for _ in range(3 if PROFILE == "thorough" else 1):
             assert together(backend, guests, [threading.Event(), threading.Event()]) == alone
     assert alone[0] != alone[1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import n_examples
 from tests.host.conftest import MODEL
 from tests.host.guests import OUT, PAGE, U8, Driver
 from tests.host.scripted import scripted
@@ -355,7 +356,7 @@ def test_the_address_of_something_empty_does_not_matter(guest: Driver, address: 
 
 def test_a_guest_that_releases_nothing_can_work_for_long(guest: Driver) -> None:
     """The official witx has no call for it, and WasmEdge's guests load their model for each request."""
-    for expected in range(300):
+    for expected in range(n_examples(300)):
         assert guest.load(MODEL) == expected
         assert guest.call("init_execution_context", expected, OUT) == 0
         guest.generate(guest.peek_u32(OUT), b"hi")

@@ -300,7 +300,13 @@ def register(backend: Backend, path: Path) -> None:
 @pytest.mark.parametrize(
     ("abi", "row"),
     [
-        pytest.param(abi, row, id=f"{abi}-{row[0]}-{row[2]}-{row[1].replace(' ', '_')}")
+        pytest.param(
+            abi,
+            row,
+            id=f"{abi}-{row[0]}-{row[2]}-{row[1].replace(' ', '_')}",
+            # In a fast run, 64-bit memories stand for each other.
+            marks=[pytest.mark.slow] if abi.n_bits == 64 and not abi.has_wide_lengths else [],
+        )
         for abi in ABIS
         for row in CELLS
         if row[0] in abi.functions

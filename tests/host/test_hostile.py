@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tests.conftest import n_examples
 from tests.host.abis import ABIS, Abi
 from tests.host.conftest import MODEL
 from tests.host.guests import OUT, PAGE, Driver, malloc_wat, memory_wat, wrapper_wat
@@ -15,11 +16,11 @@ from wasi_nn_backend.dialects import CORE_DIALECTS
 from wasi_nn_backend.errors import RuntimeFailure
 from wasi_nn_backend.host import GuestResult, HostLimits, RunConfig, run_module
 
-N_CALLS = 1000
+N_CALLS = n_examples(1000)
 N_BYTES = 2 * PAGE
 MASKS = {"i32": 0xFFFF_FFFF, "i64": 0xFFFF_FFFF_FFFF_FFFF}
 KNOWN_ERRNOS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 100, 101, 102, 103}
-#: Small enough to be reached, and to keep a thousand calls short.
+#: Small enough to be reached, and to keep so many calls short.
 LIMITS = HostLimits(
     max_graphs=4,
     max_contexts=6,
@@ -134,10 +135,14 @@ def check(backend: Backend, abi: Abi, seed: int, caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize(
     ("abi", "seed"),
-    [(abi, seed) for abi in ABIS for seed in range(2 if abi.n_bits == 32 else 1)],
+    [
+        pytest.param(abi, seed, marks=[pytest.mark.slow] if seed else [])
+        for abi in ABIS
+        for seed in range(2 if abi.n_bits == 32 else 1)
+    ],
     ids=str,
 )
-def test_a_thousand_random_calls_end_in_numbers(
+def test_random_calls_end_in_numbers(
     fake_backend: Backend, abi: Abi, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     counts = check(fake_backend, abi, seed, caplog)
@@ -147,7 +152,7 @@ def test_a_thousand_random_calls_end_in_numbers(
 
 
 @pytest.mark.parametrize("abi", [abi for abi in ABIS if abi.n_bits == 32 or abi.has_wide_lengths], ids=str)
-def test_a_thousand_random_calls_to_llama_cpp_end_in_numbers(
+def test_random_calls_to_llama_cpp_end_in_numbers(
     tiny_backend: Backend, abi: Abi, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert check(tiny_backend, abi, 0, caplog)[0] > 0

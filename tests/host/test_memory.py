@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import binary, integers, one_of
 from wasmtime import Caller, Func, FuncType, Instance, Memory, Module, Store, ValType
 
+from tests.conftest import n_examples
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, TooLarge, WasiNNError
 from wasi_nn_backend.host.memory import GuestMemory
 
@@ -78,7 +79,7 @@ def lies_inside(address: int, n_bytes: int) -> bool:
     return not n_unsigned or (address & 0xFFFF_FFFF) + n_unsigned <= N_BYTES
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=n_examples(400), deadline=None)
 @given(address=words, n_bytes=lengths)
 def test_reads_give_the_range_or_refuse_it(guest: MemoryGuest, address: int, n_bytes: int) -> None:
     outcome = guest.use(lambda memory: memory.read(address, n_bytes, "it"))
@@ -89,7 +90,7 @@ def test_reads_give_the_range_or_refuse_it(guest: MemoryGuest, address: int, n_b
         assert isinstance(outcome, InvalidArgument)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=n_examples(300), deadline=None)
 @given(address=words, data=binary(max_size=40))
 def test_writes_change_the_range_and_nothing_else(guest: MemoryGuest, address: int, data: bytes) -> None:
     outcome = guest.use(lambda memory: memory.write(address, data, "it"))
@@ -105,7 +106,7 @@ def test_writes_change_the_range_and_nothing_else(guest: MemoryGuest, address: i
     guest.restore()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=n_examples(200), deadline=None)
 @given(address=words, value=integers(0, 2**32 - 1))
 def test_numbers_are_little_endian_and_checked_the_same_way(guest: MemoryGuest, address: int, value: int) -> None:
     checked = guest.use(lambda memory: memory.check_u32(address, "it"))
@@ -116,7 +117,7 @@ def test_numbers_are_little_endian_and_checked_the_same_way(guest: MemoryGuest, 
     guest.restore()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=n_examples(200), deadline=None)
 @given(name=binary(max_size=30), max_bytes=integers(0, 30))
 def test_names_are_utf8_without_nul_and_of_bounded_length(guest: MemoryGuest, name: bytes, max_bytes: int) -> None:
     guest.memory.write(guest._store, name or b"x", 100)
@@ -133,7 +134,7 @@ def test_names_are_utf8_without_nul_and_of_bounded_length(guest: MemoryGuest, na
             assert isinstance(outcome, InvalidEncoding)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=n_examples(100), deadline=None)
 @given(address=words, n_dims=lengths)
 def test_dimensions_and_builders_are_bounded_before_they_are_read(
     guest: MemoryGuest, address: int, n_dims: int

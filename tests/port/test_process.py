@@ -63,7 +63,7 @@ def test_it_ends_with_its_input(port: Port) -> None:
     assert port.end() == (0, "")
 
 
-@pytest.mark.parametrize("data", [b"\x40\0\0\0", b"\0\0\0\x09garbage"])
+@pytest.mark.parametrize("data", [b"\x40\0\0\0", pytest.param(b"\0\0\0\x09garbage", marks=pytest.mark.slow)])
 def test_something_else_than_packets_ends_it(data: bytes, port: Port) -> None:
     port.node.send_raw(data)
     status, errors = port.end()
@@ -72,6 +72,7 @@ def test_something_else_than_packets_ends_it(data: bytes, port: Port) -> None:
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_ends_in_the_middle_of_a_run(port: Port, tiny_model_path: Path) -> None:
     start_endless_stream(port, tiny_model_path)
     assert port.end()[0] == 0
@@ -102,6 +103,7 @@ def test_what_others_print_does_not_get_between_packets() -> None:
     assert "noise from above" in errors
 
 
+@pytest.mark.slow
 def test_its_precedence_is_lowered_and_nobody_elses() -> None:
     port = Port(*command_line("port", "--nice", "7"), start_new_session=True)
     assert port.node.receive()[0] == Atom("ready")

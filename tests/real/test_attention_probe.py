@@ -69,7 +69,7 @@ class TestModel:
             assert "measured earlier" in model.choose_attention(params, ("streams", "unified")).reason
 
     def test_what_llama_cpp_refuses_leaves_the_rule(self, model: NativeModel, cache_path: Path) -> None:
-        params = ContextParams(n_ctx=256, n_sequences=2, n_threads=100_000)
+        params = ContextParams(n_ctx=512, n_sequences=2, n_threads=100_000)
         choice = model.choose_attention(params, ("streams", "unified"))
         assert (choice.kv_layout, choice.flash_attention) == ("streams", "off")
         assert "n_threads" in choice.reason

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.llama_conformance import decode
 from wasi_nn_backend.errors import Cancelled, InvalidArgument, ModelNotFound, WasiNNError
 from wasi_nn_backend.llama import context_params, load_llama
@@ -246,7 +247,7 @@ def tokenize_often(vocabulary: NativeVocabulary, barrier: threading.Barrier) -> 
 
 class TestVocabulary:
     @given(st.text())
-    @settings(max_examples=200)
+    @settings(max_examples=n_examples(200))
     def test_text_round_trips(self, vocabulary: NativeVocabulary, text: str) -> None:
         for parse_special in (False, True):
             tokens = vocabulary.tokenize(text.encode(), add_special=False, parse_special=parse_special)
@@ -255,7 +256,7 @@ class TestVocabulary:
     @example(b"\xf7\xbf\xbf\xbf")  # a code point beyond U+10FFFF: llama.cpp would end the process
     @example(b"\xed\xa0\x80")  # a surrogate
     @given(st.binary() | st.lists(st.sampled_from([b"\xf7", b"\xf4", b"\x90", b"\xbf", b"a", b" "])).map(b"".join))
-    @settings(max_examples=200)
+    @settings(max_examples=n_examples(200))
     def test_any_bytes_are_tokenised(self, vocabulary: NativeVocabulary, text: bytes) -> None:
         tokens = vocabulary.tokenize(text, add_special=True, parse_special=True)
         assert all(0 <= token < vocabulary.n_tokens for token in tokens)

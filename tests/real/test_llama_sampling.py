@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.conftest import n_examples
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.bindings import native
@@ -240,7 +241,7 @@ def test_the_tokens_are_llama_cpp_s(
     for token in random.integers(0, 400, 40).tolist():
         sampler.accept(token)
         reference.accept(token)
-    for _ in range(20):
+    for _ in range(n_examples(20)):
         given_logits.set(kind(random, N_VOCAB))
         token, left = sampler.sample(given_logits, 0), applied.left if draws else b""
         assert token == reference.sample(given_logits.row)
@@ -260,7 +261,7 @@ def test_penalised_tokens_may_be_the_most_probable_ones(
     for token in np.argsort(-logits)[: min(last_n, 3000)].tolist():
         sampler.accept(token)
         reference.accept(token)
-    for _ in range(100):
+    for _ in range(n_examples(100)):
         given_logits.set(logits + random.standard_normal(N_VOCAB, dtype=np.float32) / np.float32(10))
         assert sampler.sample(given_logits, 0) == reference.sample(given_logits.row)
     reference.close()
@@ -427,7 +428,7 @@ class TestWithAModel:
         sampler, chain = model.create_sampler(ALL_CHAINS[name]), model.links.chain(ALL_CHAINS[name])
         batch = DecodeBatch()
         with model.create_context(ContextParams(n_ctx=256, n_sequences=2)) as context:
-            for i in range(200):
+            for i in range(n_examples(200)):
                 for sequence_id in range(2):
                     context.remove(sequence_id, 0)
                 batch.clear()

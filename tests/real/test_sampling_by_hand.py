@@ -28,6 +28,7 @@ from wasi_nn_backend.sampling import build_stages
 N_TOKENS = 200
 N_CTX = 512
 N_COMBINATIONS = 20
+N_COMBINATIONS_FAST = 8
 PROMPT = "the cat sat on the mat: the dog sat on the mat, and the cat sat on the dog. the cat"
 #: Alike on both sides, so that both compute the same logits.
 MODEL_KEYS = {"n_ctx": N_CTX, "threads": 1, "flash_attention": "off"}
@@ -202,7 +203,13 @@ def check(path: Path, model: NativeModel, settings: dict[str, Any], prompt: str,
         assert generated(path, settings, prompt) == expected
 
 
-@pytest.mark.parametrize("combination", range(N_COMBINATIONS))
+@pytest.mark.parametrize(
+    "combination",
+    [
+        pytest.param(seed, marks=[pytest.mark.slow] if seed >= N_COMBINATIONS_FAST else [])
+        for seed in range(N_COMBINATIONS)
+    ],
+)
 def test_random_settings_give_llama_cpp_s_tokens(
     tiny: NativeModel, tiny_model_path: Path, combination: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.llama import FakeLlama
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Context, ContextParams, DecodeBatch, DecodeStatus, Model, ModelParams
@@ -65,7 +66,7 @@ def models(tiny_model_path: Path) -> Iterator[tuple[Model, Model]]:
         yield native, FakeLlama().load_model(ModelParams(tiny_model_path))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=n_examples(100))
 @given(st.integers(0, 3), st.lists(operations, max_size=40))
 def test_both_see_the_same(models: tuple[Model, Model], n_filled: int, operations: list[tuple]) -> None:  # type: ignore[type-arg]
     """From an empty cache, and from one where two sequences share most of the cells."""
@@ -83,7 +84,7 @@ def test_both_see_the_same(models: tuple[Model, Model], n_filled: int, operation
     native.close()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=n_examples(30))
 @given(st.lists(operations, max_size=25))
 def test_no_operation_changes_what_a_sequence_it_does_not_name_says(
     models: tuple[Model, Model],

@@ -579,7 +579,7 @@ print("left", flush=True)
 """
 
 
-@pytest.mark.parametrize("loop", ["stopped", "closed"])
+@pytest.mark.parametrize("loop", [pytest.param("stopped", marks=pytest.mark.slow), "closed"])
 def test_a_program_ends_whose_loop_was_left_while_a_call_ran(loop: str, tiny_model_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LEFT_IN_THE_MIDDLE, str(tiny_model_path), loop],

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.effects import changes
 from tests.fakes.llama import FakeLlama
 from tests.fakes.scripted import ScriptedLlama
@@ -231,7 +232,12 @@ def test_a_built_in_template_without_markers_stops_before_the_users_next_turn(mo
         assert llama.prompts[0] == "<s>User: Hi\nAssistant:"
 
 
-@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=n_examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.text("ab€🙂<think>/", max_size=40),
     st.lists(st.text("ab€🙂</", min_size=1, max_size=3), max_size=3),

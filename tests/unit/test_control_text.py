@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.llama import IM_END, IM_START, FakeLlama, FakeModel, FakeVocabulary
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.config.session import SessionSettings
@@ -25,7 +26,7 @@ def texts_of(tokens: list[int]) -> str:
     return b"".join(FakeVocabulary().piece(token, special=True) for token in tokens).decode()
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(300))
 @given(_texts)
 def test_no_text_makes_a_control_token_and_none_is_lost(text: str) -> None:
     tokens = tokenize_in_parts(ControlTexts(CONTROL).cut(text), FakeVocabulary(), add_special=False)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.llama import FakeEmbeddingContext, FakeLlama, FakeModel
 from wasi_nn_backend.engine import Embedder, EmbeddingJob
 from wasi_nn_backend.errors import (
@@ -109,7 +110,7 @@ def alone(model: FakeModel, texts: Texts) -> np.ndarray:
 # Vectors.
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=n_examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(jobs=st.lists(st.lists(st.integers(1, N_TOKENS_MAX), min_size=1, max_size=12), min_size=1, max_size=5))
 def test_whoever_else_asks_everybody_gets_what_alone_would_have_given(model: FakeModel, jobs: list[list[int]]) -> None:
     embedder = Embedder(make_context(model), lambda: 0.0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.unit.test_scheduler import Simulation
 from wasi_nn_backend.kvcache import StreamPool
 from wasi_nn_backend.scheduler import Request, RequestState, Scheduler, SchedulingRules, StepPlan
@@ -24,7 +25,7 @@ def request_of(number: int, *, priority: int = NORMAL, user: str = "", n_prompt:
     return Request(number, number, [number % 50] * n_prompt, priority=priority, user=user or f"user {number}")
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(80))
 @given(st.integers(0, 40), st.randoms(use_true_random=False))
 def test_nothing_starves_beyond_the_bound(n_before: int, chooser: random.Random) -> None:
     """However many urgent requests of other users come, one of low priority starts within the bound."""
@@ -54,7 +55,7 @@ def arrived(request: Request, arrival: int) -> Request:
     return request
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(60))
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 12), st.integers(1, 8)), max_size=30),
     st.integers(1, 4),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.tiny_encoder import write_tiny_encoder
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, WasiNNError
 from wasi_nn_backend.llama.gguf_file import read_gguf_summary
@@ -277,7 +278,7 @@ class TestHostileBytes:
         with pytest.raises(InvalidArgument, match="array of 6000000 strings"):
             read_gguf_summary(tmp_path / "m.gguf")
 
-    @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=n_examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_mutations_end_in_a_summary_or_an_error_of_ours(
         self, tmp_path: Path, tiny_bytes: bytes, data: st.DataObject

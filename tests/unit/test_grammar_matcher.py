@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
 from wasi_nn_backend.grammar import GrammarFollower, Matcher, Place, TokenTable, TokenText
 
@@ -100,7 +101,7 @@ GRAMMARS = {
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=n_examples(25))
 @given(data=st.data())
 def test_the_whole_vocabulary_at_once_is_each_token_alone(name: str, data: st.DataObject) -> None:
     matcher = Matcher(GRAMMARS[name])
@@ -139,7 +140,7 @@ expressions = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=n_examples(150))
 @given(expressions, expressions, st.data())
 def test_whatever_was_read_can_be_followed(root: str, rule: str, data: st.DataObject) -> None:
     try:

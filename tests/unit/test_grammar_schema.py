@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.json_schemas import ACCEPTED, REFUSED, complaint, is_schema
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.grammar import Matcher, TokenTable, json_schema_to_gbnf
@@ -314,7 +315,7 @@ def mutate(schema: Any, chance: random.Random) -> None:
         place[chance.choice(KEYWORDS)] = value
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=n_examples(200))
 @given(st.sampled_from(sorted(ACCEPTED)), st.integers(0, 2**32))
 def test_mutated_schemas_are_kept_or_refused(name: str, seed: int) -> None:
     schema, chance = copy.deepcopy(ACCEPTED[name]), random.Random(seed)

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
+from tests.conftest import n_examples
 from wasi_nn_backend.errors import Busy, InvalidArgument, RuntimeFailure
 from wasi_nn_backend.handles import MAX_HANDLE, HandleTable
 
@@ -84,7 +85,7 @@ class HandleMachine(RuleBasedStateMachine):
 
 
 TestHandles = HandleMachine.TestCase
-TestHandles.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHandles.settings = settings(max_examples=n_examples(60), stateful_step_count=40, deadline=None)
 
 
 def test_a_reservation_counts_before_anything_is_visible() -> None:

@@ -110,7 +110,7 @@ def alone(context: ExecutionContext, prompt: str) -> str:
     return context.run_inference(prompt)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", ["streams", "unified"])
 def test_everybody_says_what_they_would_say_alone(
     backend: Backend, tiny_f32_model_path: Path, layout: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

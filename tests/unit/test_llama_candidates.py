@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from wasi_nn_backend.llama.candidates import CandidateFinder, Candidates, search
 
 Logits = npt.NDArray[np.float32]
@@ -42,7 +43,7 @@ def matrices(draw: st.DrawFn) -> Logits:
 
 
 @given(matrices(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=n_examples(300), deadline=None)
 def test_nothing_that_may_be_on_top_is_missing(logits: Logits, data: st.DataObject) -> None:
     n_top = data.draw(st.integers(1, logits.shape[1]))
     for row, found in zip(logits, search(logits, n_top), strict=True):

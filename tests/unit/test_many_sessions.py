@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PROFILE
 from tests.fakes.llama import FakeLlama, FakeModel
 from wasi_nn_backend import Backend, ExecutionContext, Graph
 from wasi_nn_backend.llama.model import NativeModel
 
-N_SESSIONS = 200
+N_SESSIONS = 200 if PROFILE == "thorough" else 100
 N_IN_CACHE = 20
 N_CTX = 160
 
@@ -86,12 +87,12 @@ def texts_alone(backend: Backend, model_path: Path, requests: list[tuple[str, in
 
 @pytest.fixture(scope="module")
 def expected(backend: Backend, tiny_model_path: Path) -> list[str]:
-    """For both layouts: what takes longest is to run 200 sessions one after the other."""
+    """For both layouts: what takes longest is to run the sessions one after the other."""
     return texts_alone(backend, tiny_model_path, REQUESTS)
 
 
 @pytest.mark.parametrize("layout", ["streams", "unified"])
-def test_200_sessions_over_a_cache_for_20_end_with_the_text_that_they_have_alone(
+def test_many_sessions_over_a_cache_for_20_end_with_the_text_that_they_have_alone(
     backend: Backend, tiny_model_path: Path, layout: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_cells = N_IN_CACHE * N_CTX

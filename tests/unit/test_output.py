@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from wasi_nn_backend.output import FinishReason, RunMetadata, TextAssembler
 from wasi_nn_backend.output.stop import StopMatcher
 from wasi_nn_backend.output.text import incomplete_suffix_length
 
-deterministic = settings(derandomize=True, deadline=None, max_examples=200)
+deterministic = settings(derandomize=True, deadline=None, max_examples=n_examples(200))
 
 #: Few different bytes, so that stop strings overlap, repeat and nearly match; some of them parts of characters.
 _raw_texts = st.lists(st.sampled_from([0x61, 0x62, 0xE2, 0x82, 0xAC, 0xF0, 0xC3, 0xFF]), max_size=24).map(bytes)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.tiny_encoder import write_tiny_encoder
 from wasi_nn_backend.config import Settings, parse_layer, resolve
 from wasi_nn_backend.engine.sizing import context_params, wanted_context
@@ -30,7 +31,7 @@ def path(tiny_model_path: Path) -> Path:
     return tiny_model_path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=n_examples(30), deadline=None)
 @given(
     n_ctx=st.integers(128, 5000),
     n_sequences=st.integers(1, 64),
@@ -57,7 +58,7 @@ def test_the_cells_are_those_that_the_engine_would_ask_for(
         assert plan.need.cells == n_cells * plan.n_kv_bytes_per_token
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=n_examples(30), deadline=None)
 @given(st.integers(1, 64 * GIB), st.integers(1, 64 * GIB))
 def test_more_memory_holds_more(tiny_model_path: Path, one: int, other: int) -> None:
     small, large = sorted((one, other))
@@ -68,7 +69,7 @@ def test_more_memory_holds_more(tiny_model_path: Path, one: int, other: int) -> 
         assert less.n_sessions <= more.n_sessions
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=n_examples(30), deadline=None)
 @given(n_mib=st.integers(80, 64 * 1024), n_sequences=st.integers(1, 64))
 def test_what_is_suggested_is_valid_and_fits(tiny_model_path: Path, n_mib: int, n_sequences: int) -> None:
     plan = make_plan(tiny_model_path, settings_of({"max_concurrent": n_sequences}), n_mib * MIB)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from wasi_nn_backend.output import ReasoningSplitter, opens_reasoning, split_reasoning
 
 #: Tags, parts of tags, white space and characters of several bytes.
@@ -28,7 +29,7 @@ def expected(text: str, *, is_open: bool) -> tuple[str, str]:
     return answer, "\n".join(block.strip() for block in blocks if block.strip())
 
 
-@settings(derandomize=True, deadline=None, max_examples=400)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(400))
 @given(_texts, st.booleans(), st.data())
 def test_any_cut_gives_what_the_whole_text_gives(text: str, is_open: bool, data: st.DataObject) -> None:
     whole = text.encode()

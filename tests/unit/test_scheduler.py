@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.memory import PlainMemory, compute, computed
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache import StreamPool, common_prefix_length
@@ -230,7 +231,7 @@ def test_a_recorded_trace_has_one_schedule(
 _arrivals = st.tuples(st.integers(0, 8), st.integers(0, 5), st.integers(1, 10), st.integers(1, 10))
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(50))
 @given(st.lists(_arrivals, min_size=1, max_size=8), st.integers(1, 4), st.integers(1, 9))
 def test_the_same_trace_gives_the_same_schedule(
     trace: list[tuple[int, int, int, int]], n_streams: int, n_batch: int
@@ -277,7 +278,7 @@ _events = st.one_of(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=250)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(250))
 @given(
     st.lists(_events, max_size=60),
     st.integers(1, 4),
@@ -314,7 +315,7 @@ def test_under_any_events_all_that_is_not_cancelled_finishes_as_if_alone(
     assert not simulation.memory.host
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(60))
 @given(st.lists(st.integers(1, 10), min_size=2, max_size=4), st.integers(1, 4))
 def test_every_running_generation_gets_its_turn(n_prompt_tokens: list[int], n_batch: int) -> None:
     """With room for all, one token each step; with less, one within as many steps as the batch needs to go round."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.llama import BOS, IM_END, IM_START, FakeLlama, FakeModel
 from wasi_nn_backend.config import Settings
 from wasi_nn_backend.config.session import SessionSettings
@@ -118,7 +119,7 @@ class TestHistory:
         with pytest.raises(InvalidArgument, match="no tokens"):
             session.prompt(model, settings_of(chat_template="{{ '' }}"), N_TOKENS_MAX)
 
-    @settings(derandomize=True, deadline=None, max_examples=60)
+    @settings(derandomize=True, deadline=None, max_examples=n_examples(60))
     @given(st.lists(st.sampled_from(["input", "compute"]), max_size=12))
     def test_any_order_of_inputs_and_computes(self, calls: list[str]) -> None:
         """Against the obvious: the answered turns in order, the last of them as answered last."""

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from tests.fakes.llama import FakeContext, FakeLlama
 from wasi_nn_backend.config import parse_layer, resolve
 from wasi_nn_backend.engine import Engine, EngineOptions, EngineStore, Generation, GenerationLimits
@@ -239,7 +240,7 @@ def test_the_numbers_tried_are_few_and_reach_from_one_to_all(n_threads_max: int)
     assert all(high <= 2 * low for low, high in itertools.pairwise(counts))
 
 
-@settings(max_examples=50)
+@settings(max_examples=n_examples(50))
 @given(
     n_threads_max=st.integers(1, 64),
     steps=st.lists(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import n_examples
 from wasi_nn_backend.output import ToolCall, parse_tool_calls, tool_names
 
 A = ToolCall("get_weather", {"city": "Oslo"})
@@ -80,7 +81,7 @@ def test_a_marked_call_needs_no_definition_and_a_bare_one_does() -> None:
     assert parse_tool_calls(JSON_A, ()) == ()
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=n_examples(200))
 @given(
     st.lists(st.sampled_from([*'<>[]{}":,;', "tool_call", "/", "[TOOL_CALLS]", JSON_A, "name", " ", "time"])).map(
         "".join
