@@ -47,11 +47,14 @@ killed_during_calls(_Config) ->
     Callers = [
         spawn_link(fun() ->
             {ok, Context} = wasi_nn:init_execution_context(Backend, Graph),
+            Parent ! {self(), ready},
             Parent ! {self(), wasi_nn:run_inference(Backend, Context, "hello", wasi_nn_test:endless()), now_ms()},
             Parent ! {self(), wasi_nn:run_inference(Backend, Context, "hello"), now_ms()}
         end)
      || _ <- lists:seq(1, 20)
     ],
+    %% Without this some of the twenty calls that run could be those that open a context.
+    _ = [receive {Caller, ready} -> ok end || Caller <- Callers],
     wasi_nn_test:wait_until(running, fun() -> element(2, calls(Backend)) >= 20 end),
     OsPid = wasi_nn_test:os_pid(Backend),
     KilledMs = now_ms(),
