@@ -15,7 +15,7 @@ from wasi_nn_backend.engine.sizing import context_params, n_usable_cores, wanted
 from wasi_nn_backend.errors import InvalidArgument, UnsupportedOperation
 from wasi_nn_backend.llama.gguf_file import GgufSummary, read_gguf_summary
 from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams
-from wasi_nn_backend.llama.kv_shape import cache_type
+from wasi_nn_backend.llama.kv_shape import N_CELLS_BLOCK, cache_type, n_cells_rounded, round_up_n_ctx
 
 __all__ = ["MemoryNeed", "Plan", "SessionCount", "Suggestion", "make_plan"]
 
@@ -29,7 +29,6 @@ _N_EMBD_ROWS = 6
 _N_FF_ROWS = 3
 #: A part of the machine's memory that a suggestion leaves to others.
 _SUGGESTED_SHARE = 0.9
-_N_CTX_STEP = 256
 _N_CTX_SUGGESTED_MAX = 8192
 _N_CTX_SUGGESTED_MIN = 2048
 _SESSION_LENGTHS = (512, 2048, 8192)
@@ -144,11 +143,10 @@ def make_plan(path: Path, settings: Settings, n_bytes_available: int) -> Plan:
 
 
 def _need(summary: GgufSummary, params: ContextParams, cell_bytes: int) -> MemoryNeed:
-    n_ctx = _round_up(params.n_ctx)
     return MemoryNeed(
         weights=summary.n_file_bytes,
-        cells=n_ctx * params.n_sequences * cell_bytes,
-        computing=_computing_bytes(summary, params, n_ctx),
+        cells=n_cells_rounded(params) * cell_bytes,
+        computing=_computing_bytes(summary, params, round_up_n_ctx(params.n_ctx)),
         vocabulary=summary.n_vocab * _N_VOCABULARY_BYTES_PER_TOKEN,
         program=_N_PROGRAM_BYTES,
     )
@@ -178,9 +176,9 @@ def _suggest(summary: GgufSummary, settings: Settings, cell_bytes: int, n_bytes:
         need = _need(summary, params, cell_bytes)
         n_bytes_for_sessions = n_bytes - (need.total - need.cells)
         n_ctx = min(n_ctx_max, n_bytes_for_sessions // 2 // max(1, n_sequences * cell_bytes))
-        if n_ctx >= min(n_ctx_max, _N_CTX_SUGGESTED_MIN) or (n_sequences == 1 and n_ctx >= _N_CTX_STEP):
+        if n_ctx >= min(n_ctx_max, _N_CTX_SUGGESTED_MIN) or (n_sequences == 1 and n_ctx >= N_CELLS_BLOCK):
             return Suggestion(
-                n_ctx=n_ctx if n_ctx == n_ctx_max else n_ctx // _N_CTX_STEP * _N_CTX_STEP,
+                n_ctx=n_ctx if n_ctx == n_ctx_max else n_ctx // N_CELLS_BLOCK * N_CELLS_BLOCK,
                 max_concurrent=n_sequences,
                 max_memory_mb=max(64, n_bytes_for_sessions // _MIB),
                 max_cache_tokens=int(n_bytes_for_sessions // max(1, cell_bytes)),
@@ -188,7 +186,3 @@ def _suggest(summary: GgufSummary, settings: Settings, cell_bytes: int, n_bytes:
                 threads=n_usable_cores(),
             )
     return None
-
-
-def _round_up(n_ctx: int) -> int:
-    return -(-n_ctx // _N_CTX_STEP) * _N_CTX_STEP

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wasi_nn_backend.cli.exit_codes import ExitCode, exits_cleanly
-from wasi_nn_backend.cli.model_options import ConfigOption, parse_config_options
+from wasi_nn_backend.cli.model_options import ConfigOption, file_and_config_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,8 +56,7 @@ def doctor(
     from wasi_nn_backend.config import resolve
     from wasi_nn_backend.diagnosis import Machine, Status, Subject, diagnose
 
-    texts = [*([f"@{file}"] if file is not None else []), *(config or [])]
-    settings = resolve([parse_config_options(texts, option="--config")])
+    settings = resolve([file_and_config_layer(file, config)])
     if sys.stderr.isatty():
         print("asking llama.cpp, a second or two...", file=sys.stderr)
     findings = diagnose(Machine.this_one(), Subject(settings, _model(model), libraries_are_built()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "TemperatureOption",
     "TopKOption",
     "TopPOption",
+    "file_and_config_layer",
     "option_layer",
     "parse_config_options",
 ]
@@ -138,6 +140,11 @@ def parse_config_options(texts: Sequence[str], *, option: str) -> Layer:
         return merge([*files, parse_assignments(assignments, name=option)], name=option)
     except WasiNNError as error:
         raise typer.BadParameter(str(error)) from None  # the message begins with the option
+
+
+def file_and_config_layer(file: Path | None, texts: Sequence[str] | None) -> Layer:
+    """A configuration file named as an argument, and ``--config`` options over it."""
+    return parse_config_options([*([f"@{file}"] if file is not None else []), *(texts or [])], option="--config")
 
 
 def option_layer(**sections: Mapping[str, Any]) -> Layer:

@@ -12,7 +12,7 @@ import typer
 
 from wasi_nn_backend.cli.exit_codes import ExitCode, exits_cleanly
 from wasi_nn_backend.cli.inspect import render
-from wasi_nn_backend.cli.model_options import ConfigOption, ModelOption, parse_config_options
+from wasi_nn_backend.cli.model_options import ConfigOption, ModelOption, file_and_config_layer
 from wasi_nn_backend.cli.reports import Report
 from wasi_nn_backend.cli.terminal import format_bytes
 from wasi_nn_backend.errors import UnsupportedOperation
@@ -51,8 +51,7 @@ def plan(
     from wasi_nn_backend.planning import make_plan
     from wasi_nn_backend.registry import model_path
 
-    texts = [*([f"@{file}"] if file is not None else []), *(config or [])]
-    settings = resolve([parse_config_options(texts, option="--config")])
+    settings = resolve([file_and_config_layer(file, config)])
     made = make_plan(model_path(model), settings, _bytes(memory))
     if as_json:
         print(json.dumps(_document(made), indent=2))

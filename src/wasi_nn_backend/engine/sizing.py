@@ -13,6 +13,7 @@ from wasi_nn_backend.config.model import ModelSettings
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache import PoolLimits
 from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams, KvLayout, ModelParams
+from wasi_nn_backend.llama.kv_shape import N_CELLS_BLOCK
 
 __all__ = [
     "N_CELLS_RESERVED",
@@ -41,7 +42,6 @@ _MIB = 1 << 20
 #: Texts in one batch of embeddings. More would cost memory (llama.cpp keeps a row of logits for each) and save no time:
 #: from 64 tokens on, longer batches are no faster.
 _N_TEXTS_PER_BATCH = 32
-_N_CELLS_STEP = 256  # llama.cpp rounds cells up to a multiple
 #: Flash attention takes so many cells in one piece (ggml_compute_forward_flash_attn_ext_f16: fewer than 512).
 _N_CELLS_ONE_PIECE = 256
 
@@ -268,5 +268,5 @@ def context_params(wanted: ContextParams, choice: AttentionChoice) -> ContextPar
     if choice.kv_layout == "streams":
         return replace(chosen, n_sequences=min(n_sequences, n_cells // n_ctx), n_cells=None)
     if n_cells < n_ctx * n_sequences:
-        n_cells = max(n_ctx, n_cells // _N_CELLS_STEP * _N_CELLS_STEP)
+        n_cells = max(n_ctx, n_cells // N_CELLS_BLOCK * N_CELLS_BLOCK)
     return replace(chosen, n_cells=n_cells)

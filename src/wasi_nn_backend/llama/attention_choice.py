@@ -20,7 +20,7 @@ from wasi_nn_backend.errors import InvalidArgument, WasiNNError
 from wasi_nn_backend.llama.attention_cache import read_times, write_times
 from wasi_nn_backend.llama.attention_probe import N_FREE, AttentionOption, AttentionWork, Samples
 from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams, KvLayout
-from wasi_nn_backend.llama.kv_shape import KvShape, cache_type, is_quantised
+from wasi_nn_backend.llama.kv_shape import N_CELLS_BLOCK, KvShape, cache_type, is_quantised
 
 __all__ = [
     "AttentionFacts",
@@ -41,8 +41,6 @@ MARGIN = 0.1
 #: Steps whose median is that many times the shortest were disturbed by other processes: they decide nothing.
 MAX_DISTURBANCE = 1.5
 _MIN_N_CTX = 128
-#: llama.cpp computes attention over whole blocks of so many cells.
-_N_CELLS_BLOCK = 256
 #: Beyond, a step's cost grows in proportion to the tokens for every option, and that of filling the cells with its
 #: square. Also a bound for the time of the measurement: sequences, and the width of all queries of a token.
 _MAX_TOKENS = 512
@@ -160,7 +158,7 @@ def options_for(
     return tuple(
         AttentionOption(layout, flash_attention)
         for layout in sorted(layouts)  # streams before unified
-        for flash_attention in (possible[::-1] if n_cells_seen[layout] <= _N_CELLS_BLOCK else possible)
+        for flash_attention in (possible[::-1] if n_cells_seen[layout] <= N_CELLS_BLOCK else possible)
     )
 
 

@@ -10,14 +10,19 @@ from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.llama.bindings import native
 from wasi_nn_backend.llama.host_memory import available_bytes
 from wasi_nn_backend.llama.interface import ContextParams
-from wasi_nn_backend.llama.kv_shape import KvShape, cache_type, is_quantised
+from wasi_nn_backend.llama.kv_shape import (
+    N_CELLS_BLOCK,
+    KvShape,
+    cache_type,
+    is_quantised,
+    n_cells_rounded,
+    round_up_n_ctx,
+)
 from wasi_nn_backend.llama.shared_cells import N_SPARE_SEQUENCES
 
-__all__ = ["MAX_THREADS", "ModelFacts", "n_cells_rounded", "round_up_n_ctx", "to_native"]
+__all__ = ["MAX_THREADS", "ModelFacts", "to_native"]
 
-#: llama.cpp pads each sequence's window, or the cells that all share, to a multiple of this.
-_N_CTX_STEP = 256
-_MAX_CELLS = 2**31 - _N_CTX_STEP  # positions and cell indices are int32
+_MAX_CELLS = 2**31 - N_CELLS_BLOCK  # positions and cell indices are int32
 _MAX_BATCH = 2**20
 MAX_THREADS = 512  # GGML_MAX_N_THREADS: ggml aborts above
 #: Bookkeeping of one cell beside keys and values (position, shift, a bit for each of 256 sequences, ordered sets).
@@ -41,17 +46,6 @@ class ModelFacts:
     kv_shape: KvShape
     on_gpu: bool
     fingerprint: bytes
-
-
-def round_up_n_ctx(n_ctx: int) -> int:
-    return -(-n_ctx // _N_CTX_STEP) * _N_CTX_STEP
-
-
-def n_cells_rounded(params: ContextParams) -> int:
-    """The cells of all sequences that llama.cpp will reserve."""
-    if params.kv_layout == "unified":
-        return round_up_n_ctx(params.n_cells_total)
-    return round_up_n_ctx(params.n_ctx) * params.n_sequences
 
 
 def to_native(params: ContextParams, facts: ModelFacts) -> Any:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.llama.interface import ContextParams
 
-__all__ = ["CACHE_TYPES", "KvShape", "cache_type"]
+__all__ = ["CACHE_TYPES", "N_CELLS_BLOCK", "KvShape", "cache_type", "is_quantised", "n_cells_rounded", "round_up_n_ctx"]
+
+#: llama.cpp reserves cells, and computes attention over them, in blocks of so many.
+N_CELLS_BLOCK = 256
 
 #: The ggml types that llama.cpp accepts for the cache, by the names that its command line uses.
 CACHE_TYPES = {
@@ -27,6 +31,17 @@ def cache_type(name: str, key: str) -> GGMLQuantizationType:
 
 def is_quantised(ggml_type: GGMLQuantizationType) -> bool:
     return GGML_QUANT_SIZES[ggml_type][0] > 1
+
+
+def round_up_n_ctx(n_ctx: int) -> int:
+    return -(-n_ctx // N_CELLS_BLOCK) * N_CELLS_BLOCK
+
+
+def n_cells_rounded(params: ContextParams) -> int:
+    """The cells of all sequences that llama.cpp will reserve."""
+    if params.kv_layout == "unified":
+        return round_up_n_ctx(params.n_cells_total)
+    return round_up_n_ctx(params.n_ctx) * params.n_sequences
 
 
 @dataclass(frozen=True, slots=True)
