@@ -165,7 +165,7 @@ def _openmp(machine: Machine, build: BuildReport) -> Finding:
     values = [f"{key}={machine.environ[key]}" for key in _OPENMP_KEYS if key in machine.environ]
     pool = "OpenMP" if build.has("OPENMP") else "a thread pool of its own"
     text = f"{pool}; the environment sets {', '.join(values) or 'nothing'}"
-    if machine.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
+    if machine.environ.get("OMP_WAIT_POLICY", "").lower() == "active" and "GOMP_SPINCOUNT" not in machine.environ:
         return Finding(
             "thread pool",
             Status.PROBLEM,

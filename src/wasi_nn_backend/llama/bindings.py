@@ -16,37 +16,42 @@ from pathlib import Path
 __all__ = ["libc", "library_files", "native"]
 
 
-#: How long an OpenMP thread spins where it waits for the others before it sleeps, in libgomp's loop counts.
-_SPIN_COUNT = 300
+#: How OpenMP's threads wait for each other: they spin for some 4 ms (libgomp's loop counts), then sleep. Without the
+#: policy libgomp would spin for a hundredth of a step as soon as a second thread of the process computes with OpenMP,
+#: as when two models are in use; with it the count is 1,000 then.
+_OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "200000"}
 
 
 @contextlib.contextmanager
-def _short_spinning() -> Iterator[None]:
-    """Make OpenMP threads spin briefly, then sleep, where they wait for each other.
+def _openmp_settings() -> Iterator[None]:
+    """Make OpenMP threads spin from one decode to the next, and sleep where nothing is to be done.
 
     libgomp reads the environment once, while it is loaded. Decode threads meet some thousand times a token, so sleeping
-    at once costs the wake-ups, and spinning long costs a core that another process needs: a guest that computes beside
-    the engine is that process. Measured with SmolLM2 on 2 cores, 2 threads, tokens/s at 1 and 8 sequences:
+    at once costs the wake-ups. Spinning costs a core that another process needs, but beside a busy one the engine goes
+    over to fewer threads by itself (``engine/threads.py``). Measured with SmolLM2 on 2 cores, automatic threads,
+    tokens/s at 1 and 8 sequences:
 
-        waiting                   quiet        beside one busy process
-        passive (sleep at once)   36    97     47    79
-        spin count 300            99   147     42    76
-        spin count 1000           90   158     28    62
-        active (spin for ever)    97   150     32    58
+        spin count      quiet        beside one busy process
+        300             75   153     60   102
+        3,000           77   163     53    99
+        30,000          92   179     50    90
+        200,000         96   181     60    97
 
-    A user's own setting wins.
+    With ``model.threads`` fixed at 2, beside one busy process, 300 is the better one (42 and 76 to 32 and 58, spinning
+    for ever). A user's own setting wins.
     """
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+    if not _OPENMP_SETTINGS.keys().isdisjoint(os.environ):
         yield
         return
-    os.environ["GOMP_SPINCOUNT"] = str(_SPIN_COUNT)
+    os.environ.update(_OPENMP_SETTINGS)
     try:
         yield
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        for name in _OPENMP_SETTINGS:
+            del os.environ[name]
 
 
-with _short_spinning():
+with _openmp_settings():
     from llama_cpp import llama_cpp as native
 
 #: The C library: some of its functions serve as callbacks into which llama.cpp can call without entering Python.
