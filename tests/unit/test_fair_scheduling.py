@@ -179,6 +179,22 @@ def test_a_user_with_one_request_starts_beside_one_with_fifty() -> None:
     simulation.run_to_the_end()
 
 
+def test_its_prompt_has_a_step_of_its_own_and_nobody_loses_two() -> None:
+    simulation = Simulation(4, 16)
+    for n in range(50):
+        simulation.add(n, [n] * 2, 15, user="heavy")
+    while len(simulation.step().chunks) < 4 or simulation.log[-1][0][2] > 1:
+        pass
+    generating = {request for request, _, n_tokens in simulation.log[-1] if n_tokens == 1}
+    light = simulation.add(100, [49] * 16, 3, user="light")
+    simulation.step()
+    assert [(request, n_tokens) for request, _, n_tokens in simulation.log[-1]] == [(light.id, 16)]
+    (victim,) = [request.id for request in simulation.requests if request.n_interruptions]
+    simulation.step()
+    assert generating - {victim} <= {request for request, _, n_tokens in simulation.log[-1] if n_tokens == 1}
+    simulation.run_to_the_end()
+
+
 def test_without_fairness_it_waits_for_one_of_them() -> None:
     simulation = Simulation(4, 16, shares_fairly=False)
     for n in range(50):

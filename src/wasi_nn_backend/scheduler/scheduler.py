@@ -52,6 +52,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._started: list[Request] = []  # for the first time, since the last plan
         self._n_tokens_tolerated = rules.n_batch // 8  # by which users may differ before anybody's place is given away
+        self._left_out: list[Request] = []  # who could have generated in the last step
         self._n_tokens_to_look = 0  # until those who wait are compared with those who run again
 
     @property
@@ -94,11 +95,11 @@ class Scheduler:
         """Admit what fits, then fill one batch."""
         operations = [*self._admit(), *self._secure_cells()]
         n_left = self._n_batch
-        if self._shares is not None and self._queue and len(self._running) == self._n_running_max:
+        if self._is_contended:
             n_left = min(n_left, _N_TOKENS_STEP_MIN)  # so much sooner can a place be given to somebody who comes
         if (n_cells_free := self._pool.n_cells_free) is not None:
             n_left = max(1, min(n_left, n_cells_free))  # at least one: llama.cpp has the last word on its cells
-        generating = [r for r in self._running if r.n_tokens_pending == 1]
+        generating = self._generating(n_left)
         if len(generating) > n_left:  # round robin: whom this batch leaves out comes first in the next one
             generating = generating[:n_left]
             self._running = [r for r in self._running if r not in generating] + generating
@@ -186,18 +187,50 @@ class Scheduler:
                 request.n_tokens_computed = 0
                 request.n_tokens_reused = request.n_tokens_shared = 0
 
+    @property
+    def _is_contended(self) -> bool:
+        """Whether users are told apart, and wait for each other's places."""
+        return self._shares is not None and bool(self._queue) and len(self._running) == self._n_running_max
+
+    def _generating(self, n_left: int) -> list[Request]:
+        """Who gets its next token in a step of ``n_left`` tokens.
+
+        Where users contend, a prompt that can end in this step does so without those who can wait better: with them it
+        would end a step later. Nobody is left out of two steps in a row.
+        """
+        generating = [request for request in self._running if request.n_tokens_pending == 1]
+        left_out, self._left_out = self._left_out, []
+        prompting = self._prompting() if self._is_contended else []
+        shares = self._shares
+        if not prompting or shares is None:
+            return generating
+        first = prompting[0]
+        staying = [
+            request
+            for request in generating
+            if request in left_out or not can_wait_for(request, first, shares, self._n_tokens_tolerated)
+        ]
+        if first.n_tokens_pending > n_left - len(staying):
+            return generating
+        self._left_out = [request for request in generating if request not in staying]
+        return staying
+
+    def _prompting(self) -> list[Request]:
+        """Who computes a prompt, those first whose users have been served least."""
+        prompting = [request for request in self._running if request.n_tokens_pending > 1]
+        if (shares := self._shares) is not None:
+            prompting.sort(key=lambda request: prompt_rank(request, shares, self._n_tokens_tolerated))
+        return prompting
+
     def _prompt_chunks(self, n_left: int) -> list[Chunk]:
-        """At most ``n_left`` tokens of prompts, those first whose users have been served least.
+        """At most ``n_left`` tokens of prompts.
 
         Where a prompt ends in this step, those of users who can wait better are left out: they would only make the step
         longer that gives its first token.
         """
-        prompting = [request for request in self._running if request.n_tokens_pending > 1]
         shares = self._shares
-        if shares is not None:
-            prompting.sort(key=lambda request: prompt_rank(request, shares, self._n_tokens_tolerated))
         chunks: list[Chunk] = []
-        for request in prompting:
+        for request in self._prompting():
             if n_left <= 0:
                 break
             if shares is not None and any(
