@@ -50,6 +50,16 @@ def test_nothing_that_may_be_on_top_is_missing(logits: Logits, data: st.DataObje
         check(row, n_top, found)
 
 
+@given(matrices())
+@settings(max_examples=n_examples(50), deadline=None)
+def test_the_best_is_the_first_of_the_largest(logits: Logits) -> None:
+    finder = CandidateFinder()
+    finder.start(np.zeros_like(logits))
+    assert finder.best(0) == 0
+    finder.start(logits)
+    assert [finder.best(row) for row in range(len(logits))] == [int(row.argmax()) for row in logits]
+
+
 @pytest.mark.parametrize("n_vocab", [49152, 50257, 262144])
 @pytest.mark.parametrize("n_top", [1, 40, 200])
 def test_candidates_are_few(n_vocab: int, n_top: int) -> None:

@@ -192,6 +192,19 @@ def test_a_pause_in_the_work_does_not_hide_a_change() -> None:
     assert chosen[-10:] == [2] * 10
 
 
+def test_after_a_pause_all_threads_are_tried_and_fewer_only_when_steps_are_slower() -> None:
+    tuner = ThreadTuner(2)
+    now_s, chosen = 0.0, []
+    for _ in range(10):
+        for _ in range(30):
+            chosen.append(tuner.choose(8, prompt=False, now_s=now_s))
+            step_s = QUIET[8][chosen[-1] - 1]
+            tuner.observe(step_s)
+            now_s += step_s
+        now_s += 60
+    assert chosen.count(1) <= 5, "more than there are without pauses"
+
+
 def test_prompts_are_not_experimented_with_before_they_have_paid_for_it() -> None:
     result = simulate(cores(2, 0, step_s=1.0), 2, n_tokens=512, prompt=True, duration_s=200, noise=0.05)
     assert all(n == 2 for start_s, n in result.steps if start_s < 12)

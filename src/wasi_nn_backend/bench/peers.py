@@ -23,9 +23,8 @@ PEERS = {
 #: Runs one sequence at a time: sessions would take turns, each at the speed of one, so one stands for all.
 ONE_AT_A_TIME = {"llama-cpp-python"}
 END_S_MAX = 10.0
-#: How long their OpenMP threads spin before they sleep, as in this package. On a quiet machine it makes next to no
-#: difference; beside other work, libgomp's own default leaves them a small part of their speed. The user's wins.
-SPIN_COUNT = "300"
+#: How their OpenMP threads wait for each other: as in this package. The user's own settings win.
+OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "200000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def open_peer(name: str, settings: PeerSettings) -> Iterator[Peer]:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,
-            env={"GOMP_SPINCOUNT": SPIN_COUNT} | os.environ,
+            env=OPENMP_SETTINGS | os.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from wasi_nn_backend.engine.deadlines import Deadlines
 from wasi_nn_backend.engine.decoder import Decoder
@@ -27,6 +28,8 @@ from wasi_nn_backend.scheduler import Chunk, Scheduler, SchedulingRules, StepPla
 __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _NO_PLAN = StepPlan((), ())
 
@@ -134,23 +137,28 @@ class Engine:
 
     def export_session(self, session_id: int) -> ExportedCells:
         """A session's cached tokens and their cells, for the disk. Its runs must be over."""
-        return self._inbox.ask(lambda: self._memory.export(session_id)).result()
+        return self.between_steps(lambda: self._memory.export(session_id))
 
     def adopt_session(self, session_id: int, cells: ExportedCells, salt: str) -> None:
         """Take over the cells of a session that was saved, so that it need not compute them again."""
-        self._inbox.ask(lambda: self._memory.adopt(session_id, cells, salt)).result()
+        self.between_steps(lambda: self._memory.adopt(session_id, cells, salt))
 
     def session_statistics(self, session_id: int) -> SessionStatistics:
         """One session's figures, read between two steps. Raises ``RuntimeFailure`` when the engine is closed."""
-        return self._inbox.ask(lambda: self._book.of_session(session_id)).result()
+        return self.between_steps(lambda: self._book.of_session(session_id))
 
     def n_tokens_cached(self, session_ids: Sequence[int]) -> dict[int, int]:
         """What is cached of each of these sessions: one question, however many they are."""
-        return self._inbox.ask(lambda: {each: self._pool.n_tokens_of(each) for each in session_ids}).result()
+        return self.between_steps(lambda: {each: self._pool.n_tokens_of(each) for each in session_ids})
 
     def statistics(self) -> EngineStatistics:
         """What has happened until now, read between two steps."""
-        return self._inbox.ask(self._read_statistics).result()
+        return self.between_steps(self._read_statistics)
+
+    def between_steps(self, function: Callable[[], _T]) -> _T:
+        """Call it on the engine's thread, which does nothing else meanwhile. Raises what it raises, and
+        ``RuntimeFailure`` when the engine is closed."""
+        return self._inbox.ask(function).result()
 
     def close(self) -> None:
         """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""

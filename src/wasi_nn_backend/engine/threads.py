@@ -11,6 +11,8 @@ The tuner keeps a choice for each kind of step, and now and then gives a step to
 - Trials are paid for. A kind earns a share of the time that it computes, and what a trial takes longer than the
   current choice would have is its price: so a quiet machine loses that share at most, whatever there is to try.
 - They are rarer the longer nothing changes, and due at once when three steps in a row differ from what was usual.
+- Fewer threads than all are seldom tried without a reason: that they would be better now shows in the steps, which
+  become slower. More are, since one thread's steps take as long as before when a core for a second one becomes free.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ _CHARGE_MIN = 0.1
 _CHARGE_UNKNOWN = 0.5
 _N_COSTS = 8
 _N_COSTS_MIN = 3
-#: Three steps in a row this much slower or faster mean that the machine or the work has changed.
-_CHANGE = 1.15
+#: Three steps in a row this much slower or faster mean that the machine or the work has changed. A busy process makes
+#: those that are held up twice as long; a machine's own drift is less than a third.
+_CHANGE_SLOWER = 1.3
+_CHANGE_FASTER = 1.15
 #: Relative cost below which a trial goes on, and that with which it wins, at once or after its last step.
 _PROMISING = 0.95
 _CLEARLY_BETTER = 0.85
@@ -49,6 +53,9 @@ _N_TRIAL_MIN = 3
 _N_TRIAL_MAX = 8
 _INTERVAL_MIN_S = 0.125
 _INTERVAL_MAX_S = 1.0
+#: With all threads, where fewer were slower by more than this.
+_INTERVAL_AT_BEST_MAX_S = 8.0
+_CLEARLY_WORSE = 0.2
 #: What was measured before a pause of this length says little about the machine now.
 _STALE_S = 2.0
 
@@ -129,7 +136,8 @@ class _Kind:
         self._excess: dict[int, float] = {}  # by index: how much longer a step took than with the current choice
         self._savings_s = 0.0
         self._step_s = 0.0
-        self._now_s = -math.inf
+        self._now_s = math.inf
+        self._active_s = 0.0  # all of its steps: intervals count in it, so that a pause does not make a trial due
         self._interval_s = _INTERVAL_MIN_S
         self._next_trial_s = 0.0
 
@@ -137,7 +145,7 @@ class _Kind:
         if now_s - self._now_s > _STALE_S:
             self._trial = None
             self._costs.clear()
-            self._expect_change(-1)
+            self._expect_change(self._more_threads())
         self._now_s = now_s
         if self._trial is None:
             self._start_trial()
@@ -149,7 +157,7 @@ class _Kind:
         if self._due:
             if self._can_pay(self._due[0], self._debt_max):
                 self._trial = _Trial(self._due.pop(0))
-        elif self._now_s >= self._next_trial_s:
+        elif self._active_s >= self._next_trial_s:
             candidates = self._neighbours(1)
             candidate = candidates[self._turn % len(candidates)]
             if self._can_pay(candidate, 0.0):
@@ -162,6 +170,7 @@ class _Kind:
 
     def observe(self, n_tokens: int, duration_s: float) -> None:
         cost = duration_s / n_tokens
+        self._active_s += duration_s
         self._savings_s += _TRIAL_SHARE * duration_s
         if self._trial is not None:
             self._step_s = median(self._costs) * n_tokens
@@ -182,15 +191,16 @@ class _Kind:
             self._usual = median(self._costs)
             return
         recent = list(self._costs)[-_N_COSTS_MIN:]
-        slower, faster = min(recent) > self._usual * _CHANGE, max(recent) < self._usual / _CHANGE
+        slower, faster = min(recent) > self._usual * _CHANGE_SLOWER, max(recent) < self._usual / _CHANGE_FASTER
         if slower or faster:
             self._costs = deque(recent, maxlen=_N_COSTS)
             self._usual = median(recent)
-            self._expect_change(-1 if slower else 1)
+            self._expect_change(self._neighbours(-1) if slower else self._more_threads())
 
-    def _expect_change(self, direction: int) -> None:
-        self._due = self._neighbours(direction)
-        self._interval_s = _INTERVAL_MIN_S
+    def _expect_change(self, due: list[int]) -> None:
+        self._due = due
+        if due:
+            self._interval_s = _INTERVAL_MIN_S
 
     def _judge(self, trial: _Trial) -> None:
         """Go on with the trial, end it, or change to its number."""
@@ -206,17 +216,21 @@ class _Kind:
         self._trial = None
         self._excess[trial.index] = ratio - 1
         if not self._due:
-            self._interval_s = min(2 * self._interval_s, _INTERVAL_MAX_S)
-        self._next_trial_s = self._now_s + self._interval_s
+            at_best = not self._more_threads() and all(excess > _CLEARLY_WORSE for excess in self._excess.values())
+            factor, interval_max_s = (4, _INTERVAL_AT_BEST_MAX_S) if at_best else (2, _INTERVAL_MAX_S)
+            self._interval_s = min(factor * self._interval_s, interval_max_s)
+        self._next_trial_s = self._active_s + self._interval_s
 
     def _change_to(self, trial: _Trial, ratio: float) -> None:
         old, self.index, self._trial = self.index, trial.index, None
         self._excess = {old: 1 / ratio - 1}
         self._costs = deque(trial.costs, maxlen=_N_COSTS)
         self._usual = median(trial.costs)
-        self._expect_change(-1 if self.index < old else 1)
-        self._due = [index for index in self._due if index != old]
-        self._next_trial_s = self._now_s + self._interval_s
+        self._expect_change([index for index in self._neighbours(-1 if self.index < old else 1) if index != old])
+        self._next_trial_s = self._active_s + self._interval_s
+
+    def _more_threads(self) -> list[int]:
+        return [index for index in self._neighbours(1) if index > self.index]
 
     def _neighbours(self, direction: int) -> list[int]:
         """One and two away, those in ``direction`` first: one may be as good as the current choice and two better."""

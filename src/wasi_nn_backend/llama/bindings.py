@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["libc", "library_files", "native"]
+__all__ = ["libc", "library_files", "logits_address", "native"]
 
 
 #: How OpenMP's threads wait for each other: they spin for some 4 ms (libgomp's loop counts), then sleep. Without the
@@ -53,6 +53,9 @@ def _openmp_settings() -> Iterator[None]:
 
 with _openmp_settings():
     from llama_cpp import llama_cpp as native
+
+#: ``llama_get_logits`` with its pointer as a number, or None: casting a typed one takes longer than the call.
+logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", native._lib))
 
 #: The C library: some of its functions serve as callbacks into which llama.cpp can call without entering Python.
 libc = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)

@@ -55,6 +55,7 @@ class CandidateFinder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._logits: _Logits = np.empty((0, 0), dtype=np.float32)
+        self._best: list[int] | None = None
         self._found: list[Candidates] = []
         self._n_found = 0  # the n_top that was searched with
         self._n_asked = 0  # the largest that was asked for in this step
@@ -64,9 +65,18 @@ class CandidateFinder:
         """Go over to the logits of another step, which must stay as they are until the next start."""
         with self._lock:
             self._logits = logits
+            self._best = None
             self._found = []
             self._n_found = 0
             self._n_expected, self._n_asked = self._n_asked, 0
+
+    def best(self, index: int) -> int:
+        """The token with the largest logit of row ``index``, the lowest id among equals, that of a NaN where there is
+        one. The first call looks through all rows."""
+        with self._lock:
+            if self._best is None:
+                self._best = self._logits.argmax(axis=1).tolist()
+            return self._best[index]
 
     def find(self, index: int, n_top: int) -> Candidates:
         """The candidates of row ``index``, at least ``n_top``. The first call searches all rows.

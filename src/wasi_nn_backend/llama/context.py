@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedOperation
 from wasi_nn_backend.llama import state
-from wasi_nn_backend.llama.bindings import native
+from wasi_nn_backend.llama.bindings import logits_address, native
 from wasi_nn_backend.llama.candidates import CandidateFinder, Candidates
 from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, to_native
 from wasi_nn_backend.llama.context_parts import AbortFlag, BatchArrays, open_context
@@ -58,6 +58,7 @@ class NativeContext(Owner):
         self._copy_is_pending = False
         self._logits_rows: dict[int, int] = {}
         self._logits = np.empty((0, facts.n_vocab), dtype=np.float32)
+        self._logits_place = 0, 0  # address and number of rows
         self._finder = CandidateFinder()
 
     @property
@@ -107,12 +108,14 @@ class NativeContext(Owner):
 
     def _view_logits(self, pointer: int, batch: DecodeBatch) -> None:
         """llama.cpp orders the rows at the first access. Done here, later reads may come from several threads."""
-        address = ctypes.cast(native.llama_get_logits(pointer), ctypes.c_void_p).value
+        address = logits_address(pointer)
         n_rows = sum(map(bool, batch.wants_logits))
         if not n_rows or not address:
             return
-        memory: Any = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(address)
-        self._logits = np.frombuffer(memory, dtype=np.float32).reshape(n_rows, self._n_vocab)
+        if (address, n_rows) != self._logits_place:
+            memory: Any = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(address)
+            self._logits = np.frombuffer(memory, dtype=np.float32).reshape(n_rows, self._n_vocab)
+            self._logits_place = address, n_rows
         self._logits_rows = dict(zip(compress(range(len(batch)), batch.wants_logits), count()))
         self._finder.start(self._logits)
 
@@ -161,6 +164,13 @@ class NativeContext(Owner):
             with self._native():
                 found = self._finder.find(index, n_top)
         return found
+
+    def best(self, row: int) -> tuple[int, float]:
+        """For the samplers: the token with the largest logit of a batch entry, and that logit; as ``candidates``."""
+        index = self._logits_index(row)
+        with self._native():
+            token = self._finder.best(index)
+            return token, float(self._logits[index, token])
 
     def _logits_index(self, row: int) -> int:
         index = self._logits_rows.get(row)

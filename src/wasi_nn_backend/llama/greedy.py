@@ -30,10 +30,9 @@ class GreedySampler(Owner):
 
     def choose(self, context: Context, row: int) -> int:
         """``sample``: there is nothing to record."""
-        with self._native(), native_context(context).pointer():
-            logits = context.logits(row)
-            token = int(logits.argmax())  # of a NaN, where there is one
-            check_largest_logit(float(logits[token]))
+        with self._native():
+            token, logit = native_context(context).best(row)
+            check_largest_logit(logit)
             return token
 
     def choose_among(self, tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> int:

@@ -131,6 +131,11 @@ class ReducedSampler(Owner):
             self._changed.record(token)
 
     def _choose(self, context: NativeContext, row: int) -> int:
+        if self._greedy:
+            best, logit = context.best(row)
+            check_largest_logit(logit)
+            if best not in self._changed:
+                return self._greatest(best, context.logits(row))
         found = context.candidates(row, self._n_sought)
         check_largest_logit(found.largest)
         if found.distinct and not self._changes_logits:
@@ -143,6 +148,13 @@ class ReducedSampler(Owner):
                 if self._greedy or _top_is_strict(changed, self._n_top):
                     return self._array.chosen_by(self._choosing)
             return self.choose_among(np.arange(self._n_vocab, dtype=np.int32), logits)
+
+    def _greatest(self, best: int, logits: _Logits) -> int:
+        """Greedy, where the largest logit stays what it is: only a changed one can come before it."""
+        tokens = _union(np.array([best], dtype=np.int32), self._changed.tokens())
+        self._array.fill(tokens, logits[tokens])
+        self._change(self._array)
+        return self._array.chosen_by(self._choosing)
 
     def _fill_changed(self, found: Candidates, logits: _Logits) -> bool:
         """Put all tokens into the array that may be in the top-k after the changes. False: they are too many.
@@ -206,6 +218,9 @@ class _ChangedTokens:
     def clear(self) -> None:
         self._window.clear()
         self._counts = dict.fromkeys(self._biased, 1)
+
+    def __contains__(self, token: int) -> bool:
+        return token in self._counts
 
     def tokens(self) -> _Tokens:
         """Each once, in no order."""
