@@ -168,6 +168,10 @@ class GivenLogits(NativeContext):
     def candidates(self, row: int, n_top: int) -> Candidates:
         return self._finder.find(0, n_top)
 
+    def best(self, row: int) -> tuple[int, float]:
+        token = self._finder.best(0)
+        return token, float(self.row[token])
+
 
 class Reference:
     """``llama_sampler_sample`` over given logits: llama.cpp's whole chain on the whole vocabulary."""
