@@ -294,6 +294,7 @@ class Backend:
         self._store.stop_embedders()
         for lease in pinned.values():
             lease.release()
+        self._store.close()
         if was_open:
             _log.info("the backend is closed: nothing runs any more")
         if self._log is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.llama import FakeContext, FakeLlama
 from tests.host.component_guests import command_component
-from tests.host.guests import command_wat, iovec_data, print_wat
+from tests.host.guests import command_wat, iovec_data, print_wat, text_data
 from tests.host.scripted import scripted
 from wasi_nn_backend.backend import Backend
 from wasi_nn_backend.errors import InvalidArgument
@@ -227,3 +231,29 @@ def test_a_component_is_compiled_once_for_a_pool() -> None:
     found = [cache.get_component(component, has_fuel=False) for cache in caches for _ in range(2)]
     assert len({id(each.component) for each in found}) == len({id(each.engine) for each in found}) == 3
     assert len(code._codes) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+def test_guests_stand_back_and_the_engines_that_they_start_do_not(
+    fake_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, decoding = [], []
+    load_model, decode = FakeLlama.load_model, FakeContext.decode
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    monkeypatch.setattr(FakeLlama, "load_model", lambda *a, **k: (loading.append(niceness()), load_model(*a, **k))[1])
+    monkeypatch.setattr(FakeContext, "decode", lambda *a: (decoding.append(niceness()), decode(*a))[1])
+    ask = command_wat(
+        """(drop (call $load_by_name (i32.const 100) (i32.const 7) (i32.const 16)))
+        (drop (call $init_execution_context (i32.const 0) (i32.const 16)))
+        (drop (call $set_input (i32.const 0) (i32.const 0) (i32.const 200)))
+        (drop (call $compute (i32.const 0)))""",
+        data=text_data(100, b"default") + text_data(200, struct.pack("<5I", 0, 0, 3, 300, 4)) + text_data(300, b"Once"),
+    )
+    with GuestPool(fake_backend, 1, use_cache=False) as pool:
+        assert pool.submit(RunConfig(ask)).result().error is None
+    own = niceness()
+    assert set(loading) == {max(own, 10)}
+    assert set(decoding) == {own}

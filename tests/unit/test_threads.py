@@ -192,6 +192,26 @@ def test_a_pause_in_the_work_does_not_hide_a_change() -> None:
     assert chosen[-10:] == [2] * 10
 
 
+def test_prompts_follow_when_generating_has_found_out_that_the_machine_is_busy() -> None:
+    """A prompt after every 25 tokens of each of eight sequences; a neighbour computes from the 10th second on."""
+    machine = two_cores(8, busy=lambda now_s: 10 <= now_s < 20)
+    tuner, now_s = ThreadTuner(2), 0.0
+    prompts: list[tuple[float, int]] = []
+    for step in itertools.count():
+        if now_s >= 30:
+            break
+        is_prompt = step % 26 == 0
+        n_threads = tuner.choose(160 if is_prompt else 8, prompt=is_prompt, now_s=now_s)
+        step_s = machine(n_threads, now_s) * (10 if is_prompt else 1)
+        if is_prompt:
+            prompts.append((now_s, n_threads))
+        tuner.observe(step_s)
+        now_s += step_s
+    assert {n for start_s, n in prompts if start_s < 10} == {2}
+    assert {n for start_s, n in prompts if 12 <= start_s < 20} == {1}
+    assert {n for start_s, n in prompts if start_s >= 23} == {2}
+
+
 def test_after_a_pause_all_threads_are_tried_and_fewer_only_when_steps_are_slower() -> None:
     tuner = ThreadTuner(2)
     now_s, chosen = 0.0, []

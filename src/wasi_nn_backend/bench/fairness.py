@@ -6,7 +6,7 @@ alone   nobody else computes: an empty queue, every place in the batch free
 beside  another user always has 50 requests in the system, each with a long prompt and a long answer, of which as many
         run as the batch has places. It is measured with and without ``backend.fair_scheduling_enabled``
 
-Medians over many requests (one a round without fair scheduling, where each takes long), each with a prompt that nothing
+Medians over many requests (without fair scheduling it is one, which takes minutes), each with a prompt that nothing
 in the cache begins with. Rounds of one and the other take turns, and are compared with each other, since a machine's
 speed drifts. The light user's requests come when the other user has got so many pieces of text, while prompts are
 computed, too.
@@ -180,8 +180,9 @@ def measure(options: Options, prompts: Prompts, *, is_fair: bool) -> dict[str, A
         graph = backend.load_by_name(str(options.path))
         load = Load(graph, options, prompts)
         ask(graph, options, prompts)  # warms up
-        for n in range(options.n_rounds):
-            show_progress(f"fair {is_fair}: round {n + 1} of {options.n_rounds}")
+        n_rounds = options.n_rounds if is_fair else 1
+        for n in range(n_rounds):
+            show_progress(f"fair {is_fair}: round {n + 1} of {n_rounds}")
             alone.append([ask(graph, options, prompts) for _ in range(options.n_samples)])
             times = []
             with load.running():

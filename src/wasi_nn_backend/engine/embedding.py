@@ -75,7 +75,14 @@ class Embedder:
     than a batch. ``kv_bytes`` is what the context's cells take.
     """
 
-    def __init__(self, context: EmbeddingContext, clock: Callable[[], float], *, kv_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        context: EmbeddingContext,
+        clock: Callable[[], float],
+        *,
+        kv_bytes: int = 0,
+        start_thread: Callable[[threading.Thread], None] = threading.Thread.start,
+    ) -> None:
         self.kv_bytes = kv_bytes
         self._context = context
         self._clock = clock
@@ -86,7 +93,7 @@ class Embedder:
         self._closing = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="wasi-nn-embedder", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     @property
     def n_tokens_max(self) -> int:

@@ -46,6 +46,8 @@ class Engine:
         vocabulary: Vocabulary,
         clock: Callable[[], float],
         options: EngineOptions | None = None,
+        *,
+        start_thread: Callable[[threading.Thread], None] = threading.Thread.start,
     ) -> None:
         options = options or EngineOptions()
         self.id = options.id
@@ -83,7 +85,7 @@ class Engine:
         self._plan = _NO_PLAN  # the step that runs now
         self._inbox = Inbox(clock, options.company_wait_s)
         self._thread = threading.Thread(target=self._run, name="wasi-nn-engine", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     # For other threads.
 

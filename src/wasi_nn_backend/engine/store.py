@@ -35,6 +35,7 @@ from wasi_nn_backend.engine.sizing import (
     wanted_context,
 )
 from wasi_nn_backend.engine.statistics import EngineStatistics, SessionStatistics
+from wasi_nn_backend.engine.thread_starter import ThreadStarter
 from wasi_nn_backend.errors import InvalidArgument, ModelNotFound, RuntimeFailure, UnsupportedOperation, WasiNNError
 from wasi_nn_backend.llama.interface import ContextParams, Llama, Model, ProgressCallback
 
@@ -191,6 +192,7 @@ class EngineStore:
     def __init__(self, llama: Llama, clock: Callable[[], float]) -> None:
         self._llama = llama
         self._clock = clock
+        self._threads = ThreadStarter()
         self._has_warned_of_gpu = False
         self._embeds = True
         self._ids = itertools.count(1)
@@ -257,6 +259,10 @@ class EngineStore:
         for embedder in self._embedders.values():
             embedder.close()
 
+    def close(self) -> None:
+        """After all leases are released: opens nothing more. Idempotent."""
+        self._threads.close()
+
     def _without_gpu(self, settings: Settings) -> Settings:
         """Where the build cannot offload, asking for it must not make a second copy of the weights."""
         if self._llama.supports_gpu_offload or not settings.model.n_gpu_layers:
@@ -317,6 +323,7 @@ class EngineStore:
                         shares_fairly=queue.fair_scheduling_enabled,
                         drops_late_waiting=queue.auto_queue_cleanup,
                     ),
+                    start_thread=self._threads.start,
                 )
             except BaseException:
                 context.close()
@@ -351,7 +358,7 @@ class EngineStore:
             kv_bytes = sizes.n_cells_total * model.kv_bytes_per_token(section.cache_type_k, section.cache_type_v)
             context = model.create_embedding_context(sizes)
             try:
-                embedder = Embedder(context, self._clock, kv_bytes=kv_bytes)
+                embedder = Embedder(context, self._clock, kv_bytes=kv_bytes, start_thread=self._threads.start)
             except BaseException:
                 context.close()
                 raise

@@ -93,10 +93,15 @@ class ThreadTuner:
 
     def observe(self, duration_s: float) -> None:
         """What the step that was chosen for last took. Leave it out for steps that did something else as well."""
-        if self._chosen is not None and duration_s > 0:
-            kind, n_tokens = self._chosen
-            kind.observe(n_tokens, duration_s)
-        self._chosen = None
+        chosen, self._chosen = self._chosen, None
+        if chosen is None or duration_s <= 0:
+            return
+        kind, n_tokens = chosen
+        old = kind.index
+        if kind.observe(n_tokens, duration_s):
+            for other in self._kinds.values():
+                if other.index == old:  # the machine has changed, and that one would find it out much later
+                    other.follow(kind.index)
 
     def _inherited(self, key: tuple[bool, int]) -> int:
         """A new kind starts with the choice of the most similar one, the first one with all cores."""
@@ -118,6 +123,7 @@ def _faster_share(costs: Sequence[float], others: Sequence[float]) -> float:
 @dataclass(slots=True)
 class _Trial:
     index: int
+    is_for_change: bool  # steps had become slower
     costs: list[float] = field(default_factory=list)
 
 
@@ -132,6 +138,7 @@ class _Kind:
         self._usual: float | None = None  # what later costs are compared with
         self._trial: _Trial | None = None
         self._due = self._neighbours(-1)  # to try as soon as it can be paid for
+        self._is_slower = False  # that is why they are due
         self._turn = 0
         self._excess: dict[int, float] = {}  # by index: how much longer a step took than with the current choice
         self._savings_s = 0.0
@@ -156,19 +163,20 @@ class _Kind:
             return
         if self._due:
             if self._can_pay(self._due[0], self._debt_max):
-                self._trial = _Trial(self._due.pop(0))
+                self._trial = _Trial(self._due.pop(0), self._is_slower)
         elif self._active_s >= self._next_trial_s:
             candidates = self._neighbours(1)
             candidate = candidates[self._turn % len(candidates)]
             if self._can_pay(candidate, 0.0):
                 self._turn += 1
-                self._trial = _Trial(candidate)
+                self._trial = _Trial(candidate, is_for_change=False)
 
     def _can_pay(self, index: int, debt_max: float) -> bool:
         price = min(_CHARGE_MAX, max(_CHARGE_MIN, self._excess.get(index, _CHARGE_UNKNOWN)))
         return self._savings_s + debt_max * self._step_s >= price * self._step_s
 
-    def observe(self, n_tokens: int, duration_s: float) -> None:
+    def observe(self, n_tokens: int, duration_s: float) -> bool:
+        """True when the number has changed since the machine has: to fewer after steps became slower, or to more."""
         cost = duration_s / n_tokens
         self._active_s += duration_s
         self._savings_s += _TRIAL_SHARE * duration_s
@@ -177,12 +185,20 @@ class _Kind:
             excess_s = min(duration_s - self._step_s, _CHARGE_MAX * self._step_s)
             self._savings_s -= max(excess_s, _CHARGE_MIN * self._step_s)
             self._trial.costs.append(cost)
-            self._judge(self._trial)
-            return
+            return self._judge(self._trial)
         self._costs.append(cost)
         self._step_s = median(self._costs) * n_tokens
         self._savings_s = min(self._savings_s, _SAVINGS_MAX * self._step_s)
         self._notice_change()
+        return False
+
+    def follow(self, index: int) -> None:
+        """Take over what another kind has found out."""
+        self.index = index
+        self._costs.clear()
+        self._usual = self._trial = None
+        self._excess = {}
+        self._expect_change(self._more_threads())
 
     def _notice_change(self) -> None:
         if len(self._costs) < _N_COSTS_MIN:
@@ -195,22 +211,25 @@ class _Kind:
         if slower or faster:
             self._costs = deque(recent, maxlen=_N_COSTS)
             self._usual = median(recent)
-            self._expect_change(self._neighbours(-1) if slower else self._more_threads())
+            self._expect_change(self._neighbours(-1) if slower else self._more_threads(), is_slower=slower)
 
-    def _expect_change(self, due: list[int]) -> None:
+    def _expect_change(self, due: list[int], *, is_slower: bool = False) -> None:
         self._due = due
+        self._is_slower = is_slower
         if due:
             self._interval_s = _INTERVAL_MIN_S
 
-    def _judge(self, trial: _Trial) -> None:
-        """Go on with the trial, end it, or change to its number."""
-        n_steps = len(trial.costs)
+    def _judge(self, trial: _Trial) -> bool:
+        """Go on with the trial, end it, or change to its number; returns what ``observe`` does."""
+        old, n_steps = self.index, len(trial.costs)
         ratio = median(trial.costs) / median(self._costs)
         enough = _CLEARLY_BETTER if n_steps < _N_TRIAL_MAX else _PROMISING
         if n_steps >= _N_TRIAL_MIN and ratio < enough and _faster_share(trial.costs, self._costs) >= _FASTER_SHARE:
             self._change_to(trial, ratio)
-        elif n_steps == _N_TRIAL_MAX or ratio >= (1.0 if n_steps == 1 else _PROMISING):
+            return trial.is_for_change or trial.index > old
+        if n_steps == _N_TRIAL_MAX or ratio >= (1.0 if n_steps == 1 else _PROMISING):
             self._end_trial(trial, ratio)
+        return False
 
     def _end_trial(self, trial: _Trial, ratio: float) -> None:
         self._trial = None

@@ -49,7 +49,7 @@ class HostLimits:
     max_open_runs: int = 8
     max_engine_settings: int = 8
     max_ctx_tokens: int | None = None
-    max_host_share: float = 0.25
+    max_host_share: float = 0.1
     allow_load_bytes: bool = False
     max_model_bytes: int = 4096 * _MIB
 

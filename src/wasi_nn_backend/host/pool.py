@@ -35,6 +35,10 @@ _WAKE_UP_S = 0.25
 #: Less would make the pauses of a guest that calls without end longer than a second.
 _HOST_SHARE_MIN = 0.02
 
+#: Of guests' threads, on Linux: a tenth of what the engine's get where both want a core. All of the model's users wait
+#: for those, and guests that compute without end would make a step of two threads twice as long.
+_NICENESS = 10
+
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -160,7 +164,7 @@ class GuestPool:
             share = max(_HOST_SHARE_MIN, config.limits.max_host_share / self._n_workers)
             limits = replace(config.limits, max_host_share=share)
             config = replace(config, stdout=stdout.take, stderr=stderr.take, inherit_stdin=False, limits=limits)
-            runner = GuestRunner(config, self._backend, modules=modules)
+            runner = GuestRunner(config, self._backend, modules=modules, niceness=_NICENESS)
             stdout.stop = stderr.stop = runner.stop
             result = self._run_to_end(runner)
         except WasiNNError as error:

@@ -9,6 +9,8 @@ behind on its thread after a grace period, with its graphs closed; the thread en
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +76,10 @@ def run_module(config: RunConfig, backend: Backend) -> GuestResult:
 
 
 class GuestRunner:
-    """One run. ``run`` blocks the caller; ``stop`` ends the guest from any other thread. Used once."""
+    """One run. ``run`` blocks the caller; ``stop`` ends the guest from any other thread. Used once.
+
+    ``niceness`` is the least that the guest's thread has on Linux, 0 to 19.
+    """
 
     def __init__(
         self,
@@ -84,11 +89,13 @@ class GuestRunner:
         modules: ModuleCache | None = None,
         start_timer: StartTimer | None = None,
         grace_s: float = _GRACE_S,
+        niceness: int = 0,
     ) -> None:
         self._config = config
         self._modules = modules
         self._backend = backend
         self._start_timer = start_timer or _start_thread_timer
+        self._niceness = niceness
         self._n_stop_repeats = max(1, round(grace_s / _STOP_REPEAT_S))
         self._lock = threading.Lock()
         self._guest: Guest | None = None
@@ -152,6 +159,7 @@ class GuestRunner:
 
     def _work(self) -> None:
         guest = None
+        _stand_back(self._niceness)
         try:
             guest = open_guest(self._config, self._backend, self._modules)
             with self._lock:
@@ -232,6 +240,16 @@ def _trap_reason(error: Trap | WasmtimeError) -> str:
         return " ".join(str(error).split())
     frames = [line.strip() for line in where.splitlines()[1:] if line.strip()]
     return " ".join(cause.split()) + (f" (at {frames[0]})" if frames else "")
+
+
+def _stand_back(niceness: int) -> None:
+    """Give the calling thread less of a machine that is fully used. Linux only: elsewhere niceness is a process's."""
+    if sys.platform != "linux" or niceness <= os.getpriority(os.PRIO_PROCESS, 0):
+        return
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    except OSError as error:  # forbidden in some sandboxes: the guest runs all the same
+        _log.debug("the guest's thread keeps its priority: %s", error)
 
 
 def _start_thread_timer(delay_s: float, action: Callable[[], None]) -> Timer:

@@ -28,10 +28,12 @@ __all__ = ["AnyRun", "Run", "count_prompt_tokens", "start_run"]
 
 _PRIORITIES = ("low", "normal", "high", "urgent")
 
-#: How many tokens a token-by-token run may be ahead of its caller, so that the callers' steps can still be batched, and
-#: after how many taken ones the engine is told. Ahead by more would waste work when the caller stops early.
-N_TOKENS_AHEAD = 8
-N_TOKENS_PER_GRANT = 4
+#: How many tokens a token-by-token run may be ahead of its caller, so that the callers' steps can still be batched: at
+#: first and, by one more for each token that is taken, at most. What a caller never takes is computed for nothing.
+N_TOKENS_AHEAD_FIRST = 2
+N_TOKENS_AHEAD_MAX = 8
+#: The engine is told when so many more may be generated, and sooner where it would run dry.
+_N_TOKENS_PER_GRANT = 4
 
 
 class Run:
@@ -60,6 +62,7 @@ class Run:
         self._splitter = None if settings.reasoning == "keep" else ReasoningSplitter(is_open=prompt.opens_reasoning)
         self._taken = bytearray()
         self._n_tokens_taken = 0
+        self._n_tokens_granted = N_TOKENS_AHEAD_FIRST
         task.begin(self._figures)
 
     @property
@@ -129,9 +132,17 @@ class Run:
         if self.is_single:
             self._taken += self.last_piece
             self._n_tokens_taken += 1
-            if self._n_tokens_taken % N_TOKENS_PER_GRANT == 0 and not self._generation.done:
-                self._lease.engine.grant(self._generation, N_TOKENS_PER_GRANT)
+            self._grant()
         return self.last_piece
+
+    def _grant(self) -> None:
+        """Let the engine go on, further ahead of a caller who has taken more."""
+        n_taken, n_granted = self._n_tokens_taken, self._n_tokens_granted
+        n_more = n_taken + min(N_TOKENS_AHEAD_FIRST + n_taken, N_TOKENS_AHEAD_MAX) - n_granted
+        runs_dry = n_granted - n_taken <= N_TOKENS_AHEAD_FIRST
+        if n_more and (runs_dry or n_more >= _N_TOKENS_PER_GRANT) and not self._generation.done:
+            self._lease.engine.grant(self._generation, n_more)
+            self._n_tokens_granted += n_more
 
     def raise_error(self) -> None:
         """Raise what ended the run early, as an exception of the caller's own: others may have got the same."""
@@ -239,7 +250,7 @@ def _submit(
         id=task.identity.request_id,
         session_id=session.id,
         tokens=list(prompt.tokens),
-        credit_tokens=N_TOKENS_AHEAD if single else None,
+        credit_tokens=N_TOKENS_AHEAD_FIRST if single else None,
         salt=settings.session.cache_salt,
         priority=_PRIORITIES.index(settings.task.priority),
         user=settings.task.user_id or f"session {session.id}",

@@ -26,12 +26,12 @@ def _measure(options: Options) -> Iterator[Row]:
     own = fairness.Options(
         path=model_path(options.model_name),
         n_heavy=50,
-        n_heavy_prompt=300,
-        n_heavy_answer=200,
+        n_heavy_prompt=120 if options.is_quick else 300,
+        n_heavy_answer=60 if options.is_quick else 200,
         n_light_prompt=60,
         n_places=10,
         n_rounds=1 if options.is_quick else 3,
-        n_samples=6 if options.is_quick else 8,
+        n_samples=8,
     )
     with RawLoop(own.path, n_sequences=1, n_ctx=256, n_threads=1) as tokenizer:
         prompts = fairness.Prompts(PromptMaker(tokenizer.tokenize))

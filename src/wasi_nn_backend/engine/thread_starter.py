@@ -1,0 +1,34 @@
+"""Starts threads from a thread of its own.
+
+On Linux a thread begins with the niceness of the one that starts it, and cannot lower it again without privileges.
+Guests of a pool stand back behind the engine (``host/runner.py``), and one of them may be the first to need a model:
+its engine would stand back as well.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+__all__ = ["ThreadStarter"]
+
+
+class ThreadStarter:
+    """Threads that it starts have the niceness of the one that created it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="wasi-nn-starter")
+        self._executor.submit(int).result()  # now, not at the first need: the executor's thread inherits, too
+
+    def start(self, thread: threading.Thread) -> None:
+        """Start it, and wait until it has begun. Raises ``RuntimeError`` after ``close``."""
+        if os.getpid() != self._pid:  # its own thread stayed behind in the parent
+            thread.start()
+        else:
+            self._executor.submit(thread.start).result()
+
+    def close(self) -> None:
+        """Idempotent. The threads that were started go on."""
+        self._executor.shutdown()
