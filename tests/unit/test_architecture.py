@@ -60,6 +60,7 @@ LAYERS = (
     "grammar",
     "types",
     "errors",
+    "user_cache",
 )
 #: Libraries that belong to one layer.
 OWNERS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ import typer
 
 from wasi_nn_backend.capi.build import INCLUDE_DIR, LIBRARIES, Library, build_libraries, source_files
 from wasi_nn_backend.cli.exit_codes import exits_cleanly
+from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.user_cache import user_cache_folder
 
 __all__ = ["libraries_are_built", "register"]
 
@@ -98,5 +99,7 @@ def _cache_folder() -> Path:
     digest = hashlib.sha256(f"{sys.prefix}\0{sys.version}\0{INCLUDE_DIR}\0".encode())
     for source in source_files():
         digest.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "wasi-nn-backend" / "capi" / digest.hexdigest()[:16]
+    try:
+        return user_cache_folder() / "capi" / digest.hexdigest()[:16]
+    except RuntimeError as error:
+        raise InvalidArgument(f"no folder for the libraries: {error}; set XDG_CACHE_HOME or use --build") from None

@@ -17,6 +17,7 @@ from wasmtime import Config, Engine, Module, WasmtimeError, wat2wasm
 from wasmtime.component import Component
 
 from wasi_nn_backend.errors import InvalidArgument, UnsupportedOperation
+from wasi_nn_backend.user_cache import user_cache_folder
 
 __all__ = ["compile_component", "compile_module", "create_engine", "is_component", "read_binary", "read_module"]
 
@@ -48,9 +49,7 @@ def _cache_config() -> Path:
     What lies there is run as native code: the folder is made for its owner alone, and refused (``OSError``) where
     others could write. wasmtime's own default goes by the umask, and checks nothing.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    folder = home / "wasi-nn-backend" / "modules"
+    folder = user_cache_folder() / "modules"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:

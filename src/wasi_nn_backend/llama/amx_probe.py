@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from wasi_nn_backend.errors import InvalidArgument
+from wasi_nn_backend.user_cache import user_cache_folder
 
 __all__ = [
     "ChildOutcome",
@@ -173,12 +174,8 @@ def _write_cache(path: Path | None, key: str, works: bool) -> None:
 
 def default_cache_path(environ: dict[str, str] | None = None, *, file_name: str = "amx.json") -> Path | None:
     """A file in the user's cache folder; None for a user who has none."""
-    values = os.environ if environ is None else environ
-    base = values.get("XDG_CACHE_HOME") or ""
-    if os.path.isabs(base):  # the specification: ignore relative ones
-        return Path(base) / "wasi-nn-backend" / file_name
     try:
-        return Path.home() / ".cache" / "wasi-nn-backend" / file_name
+        return user_cache_folder(os.environ if environ is None else environ) / file_name
     except RuntimeError:
         return None
 
