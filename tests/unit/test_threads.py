@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -212,6 +213,17 @@ def test_prompts_follow_when_generating_has_found_out_that_the_machine_is_busy()
     assert {n for start_s, n in prompts if start_s >= 23} == {2}
 
 
+def test_steps_of_seconds_are_no_pauses() -> None:
+    """As where two processes are in each other's way. A few steps, and it goes over to one thread."""
+    tuner, now_s, chosen = ThreadTuner(2), 0.0, []
+    for _ in range(12):
+        chosen.append(tuner.choose(4, prompt=False, now_s=now_s))
+        step_s = 3.0 if chosen[-1] == 2 else 0.05
+        tuner.observe(step_s)
+        now_s += step_s
+    assert chosen == [2] * 3 + [1] * 9
+
+
 def test_after_a_pause_all_threads_are_tried_and_fewer_only_when_steps_are_slower() -> None:
     tuner = ThreadTuner(2)
     now_s, chosen = 0.0, []
@@ -356,10 +368,15 @@ def test_only_the_automatic_number_adapts(
 
     class Recording(Engine):
         def __init__(
-            self, context: Context, vocabulary: Vocabulary, clock: Callable[[], float], options: EngineOptions
+            self,
+            context: Context,
+            vocabulary: Vocabulary,
+            clock: Callable[[], float],
+            options: EngineOptions,
+            **others: Any,
         ) -> None:
             given_options.append(options)
-            super().__init__(context, vocabulary, clock, options)
+            super().__init__(context, vocabulary, clock, options, **others)
 
     monkeypatch.setattr("wasi_nn_backend.engine.sizing.n_usable_cores", lambda: 3)
     monkeypatch.setattr("wasi_nn_backend.engine.store.Engine", Recording)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,6 @@ PEERS = {
 #: Runs one sequence at a time: sessions would take turns, each at the speed of one, so one stands for all.
 ONE_AT_A_TIME = {"llama-cpp-python"}
 END_S_MAX = 10.0
-#: How their OpenMP threads wait for each other: as in this package. The user's own settings win.
-OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "200000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,6 @@ def open_peer(name: str, settings: PeerSettings) -> Iterator[Peer]:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,
-            env=OPENMP_SETTINGS | os.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -16,29 +16,31 @@ from pathlib import Path
 __all__ = ["libc", "library_files", "logits_address", "native"]
 
 
-#: How OpenMP's threads wait for each other: they spin for some 4 ms (libgomp's loop counts), then sleep. Without the
-#: policy libgomp would spin for a hundredth of a step as soon as a second thread of the process computes with OpenMP,
-#: as when two models are in use; with it the count is 1,000 then.
-_OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "200000"}
+#: How OpenMP's threads wait for each other: they spin for some 20 microseconds (libgomp's loop counts), then sleep.
+#: Without the policy the count would fall to 100 as soon as a second thread of the process computes with OpenMP, as
+#: when two models are in use; with it 1,000 is the least that it falls to.
+_OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 
 
 @contextlib.contextmanager
 def _openmp_settings() -> Iterator[None]:
-    """Make OpenMP threads spin from one decode to the next, and sleep where nothing is to be done.
+    """Make OpenMP threads spin briefly, then sleep, where they wait for each other.
 
     libgomp reads the environment once, while it is loaded. Decode threads meet some thousand times a token, so sleeping
-    at once costs the wake-ups. Spinning costs a core that another process needs, but beside a busy one the engine goes
-    over to fewer threads by itself (``engine/threads.py``). Measured with SmolLM2 on 2 cores, automatic threads,
-    tokens/s at 1 and 8 sequences:
+    at once costs the wake-ups, and spinning long costs a core that another process needs: the longer, the worse, until
+    two processes with two threads each on two cores need 3 seconds for a step. Measured with SmolLM2 on 2 cores; tokens
+    per second of 1 and 8 sequences on a quiet machine, where rounds differ by a tenth, and milliseconds of a step of 4
+    sequences in each of two processes that compute side by side:
 
-        spin count      quiet        beside one busy process
-        300             75   153     60   102
-        3,000           77   163     53    99
-        30,000          92   179     50    90
-        200,000         96   181     60    97
+        spin count      quiet        two processes
+        100             50
+        300             82   153      55
+        1,000           91   158      65
+        3,000                        105
+        10,000                       230
+        200,000         85   168    3000
 
-    With ``model.threads`` fixed at 2, beside one busy process, 300 is the better one (42 and 76 to 32 and 58, spinning
-    for ever). A user's own setting wins.
+    A user's own setting wins.
     """
     if not _OPENMP_SETTINGS.keys().isdisjoint(os.environ):
         yield
