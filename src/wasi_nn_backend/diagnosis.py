@@ -30,7 +30,16 @@ _MIB = 1 << 20
 #: What makes llama.cpp faster, by the name in its build and the flag of the CPU (/proc/cpuinfo).
 _FEATURES = {"AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni"}
 _REBUILD = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-_OPENMP_KEYS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
+#: libgomp's loops; two processes on two cores are four times as slow with so many as with 1,000.
+_SPIN_COUNT_LONG = 10_000
+_OPENMP_KEYS = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "OMP_PROC_BIND",
+    "GOMP_CPU_AFFINITY",
+)
 
 
 class Status(enum.Enum):
@@ -165,18 +174,26 @@ def _openmp(machine: Machine, build: BuildReport) -> Finding:
     values = [f"{key}={machine.environ[key]}" for key in _OPENMP_KEYS if key in machine.environ]
     pool = "OpenMP" if build.has("OPENMP") else "a thread pool of its own"
     text = f"{pool}; the environment sets {', '.join(values) or 'nothing'}"
-    if machine.environ.get("OMP_WAIT_POLICY", "").lower() == "active" and "GOMP_SPINCOUNT" not in machine.environ:
+    if _spins_long(machine.environ):
         return Finding(
             "thread pool",
             Status.PROBLEM,
             text,
-            "unset OMP_WAIT_POLICY: threads that spin for ever take the cores from all others, and a busy machine can "
-            "become 30 times slower",
+            "unset OMP_WAIT_POLICY and GOMP_SPINCOUNT: threads that spin for long take the cores from all others, and "
+            "a busy machine can become 30 times slower",
         )
     if not build.has("OPENMP"):
         advice = f"its threads spin while they wait; for machines that do other work, rebuild with OpenMP: {_REBUILD}"
         return Finding("thread pool", Status.NOTE, text, advice)
     return Finding("thread pool", Status.OK, text)
+
+
+def _spins_long(environ: Mapping[str, str]) -> bool:
+    """Whether OpenMP's threads wait for each other for much longer than with this package's own settings."""
+    count = environ.get("GOMP_SPINCOUNT")
+    if count is None:
+        return environ.get("OMP_WAIT_POLICY", "").lower() == "active"
+    return not count.strip().isdecimal() or int(count) >= _SPIN_COUNT_LONG  # "infinite" is one, too
 
 
 def _threads(machine: Machine, subject: Subject) -> Finding:

@@ -82,12 +82,26 @@ class TestLibrary:
 
     def test_restores_the_environment(self) -> None:
         code = (
-            "import os; names = {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'}\n"
+            "import os; names = {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'KMP_BLOCKTIME'}\n"
             "for name in names: os.environ.pop(name, None)\n"
             "from wasi_nn_backend.llama import load_llama\n"
             "load_llama(); raise SystemExit(bool(names & set(os.environ)))"
         )
         assert run_python(code).returncode == 0
+
+    def test_openmp_takes_the_settings(self) -> None:
+        code = (
+            "import os\n"
+            "for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'KMP_BLOCKTIME'): os.environ.pop(name, None)\n"
+            "os.environ['OMP_DISPLAY_ENV'] = 'verbose'\n"
+            "from wasi_nn_backend.llama import load_llama\n"
+            "print(load_llama().system_info)"
+        )
+        done = run_python(code)
+        if "OPENMP = 1" not in done.stdout or "GOMP_" not in done.stderr:
+            pytest.skip("this llama.cpp does not use libgomp")
+        assert "GOMP_SPINCOUNT = '1000'" in done.stderr
+        assert "OMP_WAIT_POLICY = 'ACTIVE'" in done.stderr
 
     def test_says_nothing_by_itself_and_little_at_level_info(
         self, tiny_model_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -14,7 +14,7 @@ from typing import Any, Self
 import pytest
 
 from tests.doors import both_doors
-from tests.fakes.llama import FakeLlama
+from tests.fakes.llama import FakeContext, FakeLlama, FakeModel
 from wasi_nn_backend import (
     Backend,
     Busy,
@@ -34,10 +34,14 @@ from wasi_nn_backend import (
     Tensor,
     WasiNNError,
 )
+from wasi_nn_backend.llama.interface import DecodeBatch, DecodeStatus, ModelParams, ProgressCallback
 
 door = both_doors(__name__)
 #: Programs that import the package themselves.
-NOT_ASYNCIO = {"test_programs_that_end_or_fork_while_a_model_is_loaded"}
+NOT_ASYNCIO = {
+    "test_programs_that_end_or_fork_while_a_model_is_loaded",
+    "test_a_load_that_the_backend_closes_meanwhile_is_refused",
+}
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
 SEEDED = {"temperature": 0.9, "top_k": 20, "seed": 7}
 RAW = Door("guest", "raw", is_trusted=False)
@@ -882,6 +886,8 @@ if os.fork() == 0:
         context.run_inference("in the child")
     except RuntimeFailure as error:
         backend.close()
+        with Backend({"max_tokens": 3, "threads": 1}) as another:
+            another.load_by_name(sys.argv[1]).init_execution_context().run_inference("in a model of its own")
         os._exit(7 if "forked" in str(error) else 8)
     os._exit(9)
 status = os.waitstatus_to_exitcode(os.wait()[1])
@@ -890,9 +896,66 @@ sys.exit(status)
 """
 
 
-@pytest.mark.parametrize(("program", "status"), [(END_WHILE_COMPUTING, 0), (FORK_AFTER_LOAD, 7)], ids=["end", "fork"])
+OUTLIVES_MAIN = """
+import sys, threading
+from wasi_nn_backend import Backend
+
+def work():
+    threading.main_thread().join()
+    with Backend({"max_tokens": 3, "prompt_mode": "raw"}) as backend:
+        assert backend.load_by_name(sys.argv[1]).init_execution_context().run_inference("late") is not None
+
+threading.Thread(target=work).start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [(END_WHILE_COMPUTING, 0), (FORK_AFTER_LOAD, 7), (OUTLIVES_MAIN, 0)],
+    ids=["end", "fork", "outlive"],
+)
 def test_programs_that_end_or_fork_while_a_model_is_loaded(program: str, status: int, tiny_model_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(tiny_model_path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_load_that_the_backend_closes_meanwhile_is_refused(tmp_path: Path) -> None:
+    loads, goes_on = threading.Event(), threading.Event()
+
+    class Slow(FakeLlama):
+        def load_model(self, params: ModelParams, progress: ProgressCallback | None = None) -> FakeModel:
+            loads.set()
+            assert goes_on.wait(30)
+            return super().load_model(params, progress)
+
+    (tmp_path / "model.gguf").touch()
+    backend = Backend(llama=Slow())
+    with ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(backend.load_by_name, str(tmp_path / "model.gguf"))
+        assert loads.wait(30)
+        backend.close()
+        goes_on.set()
+        with pytest.raises(RuntimeFailure, match="closed"):
+            loading.result(timeout=30)
+
+
+def test_token_by_token_the_engine_is_a_few_tokens_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The further, the more the caller has taken: what it never takes is computed for nothing."""
+    n_decodes = 0
+    decode = FakeContext.decode
+
+    def counted(self: FakeContext, batch: DecodeBatch) -> DecodeStatus:
+        nonlocal n_decodes
+        n_decodes += 1
+        return decode(self, batch)
+
+    monkeypatch.setattr(FakeContext, "decode", counted)
+    (tmp_path / "model.gguf").touch()
+    with Backend({"max_tokens": 40, "ignore_eos": True} | GREEDY, llama=FakeLlama()) as backend:
+        context = backend.load_by_name(str(tmp_path / "model.gguf")).init_execution_context()
+        context.set_input(0, "Once")
+        for n_taken in range(1, 41):
+            context.compute_single()
+            assert n_taken <= n_decodes <= n_taken + min(2 + n_taken, 8)

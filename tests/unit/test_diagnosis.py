@@ -68,6 +68,8 @@ def of_amx(reason: str, warning: str) -> Machine:
         (MACHINE, {"threads": 5}, "threads", "set model.threads to 4 or less"),
         (MACHINE, {"n_gpu_layers": 98}, "GPU", "cannot offload"),
         (replace(MACHINE, environ={"OMP_WAIT_POLICY": "ACTIVE"}), {}, "thread pool", "unset OMP_WAIT_POLICY"),
+        (replace(MACHINE, environ={"GOMP_SPINCOUNT": "200000"}), {}, "thread pool", "unset OMP_WAIT_POLICY"),
+        (replace(MACHINE, environ={"GOMP_SPINCOUNT": "infinite"}), {}, "thread pool", "unset OMP_WAIT_POLICY"),
         (replace(MACHINE, n_bytes_available=lambda: 2**26), {"n_ctx": 4096}, "memory", "are free"),
         (MACHINE, {"n_ctx": 10**6, "max_memory_mb": 64}, "memory", "max_memory_mb"),
         (MACHINE, {"logging": {"file": "/proc/nobody/writes/here"}}, "log", "cannot be written"),
@@ -111,6 +113,11 @@ def test_features_of_the_cpu_that_the_build_lacks_are_a_note() -> None:
     (llama,) = [finding for finding in diagnose(machine, subject()) if finding.name == "llama.cpp"]
     assert llama.status is Status.NOTE
     assert "AVX512" in llama.detail
+
+
+def test_threads_that_spin_briefly_are_no_problem() -> None:
+    machine = replace(MACHINE, environ={"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"})
+    assert "thread pool" not in {finding.name for finding in problems(machine, subject())}
 
 
 def test_a_gpu_is_named() -> None:

@@ -121,7 +121,7 @@ class Simulation:
         streams = [chunk.stream for chunk in plan.chunks]
         assert streams == sorted(streams)
         served = [chunk.request for chunk in plan.chunks]
-        self.check_left_out(served)
+        self.check_left_out(plan)
         held = {request.stream for request in self.requests if request.stream is not None}
         sessions = [request.session_id for request in self.requests if request.stream is not None]
         assert len(set(sessions)) == len(sessions)
@@ -140,9 +140,10 @@ class Simulation:
         assert len(served) <= (self.n_running_max or self.n_streams)
         assert bool(plan.chunks) == any(request.state is RequestState.RUNNING for request in self.requests)
 
-    def check_left_out(self, served: list[Request]) -> None:
+    def check_left_out(self, plan: StepPlan) -> None:
         """Of those who generate: by each other where the batch is too small, else for the end of another user's prompt,
         and never twice in a row."""
+        served = [chunk.request for chunk in plan.chunks]
         left_out = [
             request
             for request in self.requests
@@ -151,9 +152,7 @@ class Simulation:
         before, self.left_out = self.left_out, left_out
         if not left_out or self.n_cells is not None:
             return
-        ends = [
-            request for request in served if request.n_tokens_pending > 1 and request.n_tokens_pending <= self.n_batch
-        ]
+        ends = [chunk.request for chunk in plan.chunks if chunk.samples and chunk.n_tokens > 1]
         if not ends:
             assert all(r.n_tokens_pending == 1 for r in served), "a prompt took a generation's place"
             assert len(served) == self.n_batch

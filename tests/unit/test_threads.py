@@ -213,6 +213,16 @@ def test_prompts_follow_when_generating_has_found_out_that_the_machine_is_busy()
     assert {n for start_s, n in prompts if start_s >= 23} == {2}
 
 
+def test_drift_is_no_reason_to_try_fewer_threads() -> None:
+    """A machine that becomes a quarter slower and faster again every second."""
+
+    def drifting(n_threads: int, now_s: float) -> float:
+        return QUIET[8][n_threads - 1] * (1.25 if int(now_s) % 2 else 1.0)
+
+    result = simulate(drifting, 2, noise=0.0, duration_s=60)
+    assert sum(n == 1 for _, n in result.steps) <= 12, "those at the beginning and one in eight seconds"
+
+
 def test_steps_of_seconds_are_no_pauses() -> None:
     """As where two processes are in each other's way. A few steps, and it goes over to one thread."""
     tuner, now_s, chosen = ThreadTuner(2), 0.0, []

@@ -2,10 +2,6 @@
 
 Streams or one unified cache, flash attention on or off, one thread or all. The trial's cells are one prompt's, copied:
 what is in them does not change what a step costs.
-
-The loop's decodes run where ``Run`` takes them. libgomp gives every thread that decodes a team of its own, counts the
-threads of all teams, and lets them sleep much earlier once they are more than cores: with the engine's thread for both,
-there is one team, as there is in a process that has one model.
 """
 
 from __future__ import annotations
@@ -14,15 +10,12 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from wasi_nn_backend.bench.raw_loop import RawLoop
 from wasi_nn_backend.bench.workload import N_TAIL, Prompt, Span
-
-_T = TypeVar("_T")
 
 TRIAL_S = 0.3
 N_TRIALS = 3
@@ -51,26 +44,16 @@ class Workload:
     prompt: list[int]
 
 
-class Run(Protocol):
-    """Calls a function on one certain thread and returns what it returns."""
-
-    def __call__(self, function: Callable[[], _T], /) -> _T: ...
-
-
 class RawContender:
     """The plain loop among the contenders. All sessions have the workload's prompt in cells of their own."""
 
-    def __init__(self, loop: RawLoop, workload: Workload, setting: RawSetting, run: Run) -> None:
+    def __init__(self, loop: RawLoop, workload: Workload, setting: RawSetting) -> None:
         self.setting = setting
         self._loop = loop
-        self._run = run
         self._head = workload.prompt[:-N_TAIL]
         loop.set_n_threads(setting.n_threads)
 
     def generate(self, prompts: Sequence[Prompt], n_tokens: int) -> list[Span]:
-        return self._run(lambda: self._generate(prompts, n_tokens))
-
-    def _generate(self, prompts: Sequence[Prompt], n_tokens: int) -> list[Span]:
         firsts = self._loop.begin([self._head + prompt.tokens[-N_TAIL:] for prompt in prompts])
         start_s = time.perf_counter()
         self._loop.go_on(firsts, n_tokens - 1)
@@ -81,18 +64,14 @@ class RawContender:
 class _Trial:
     """One open loop, which is tried with each number of threads."""
 
-    def __init__(self, loop: RawLoop, workload: Workload, run: Run) -> None:
+    def __init__(self, loop: RawLoop, workload: Workload) -> None:
         self._loop = loop
-        self._run = run
         self._n_context = len(workload.prompt)
         self._n_steps_max = workload.n_ctx - self._n_context
-        self._firsts = run(lambda: loop.begin_alike(workload.prompt))
+        self._firsts = loop.begin_alike(workload.prompt)
 
     def tokens_per_s(self, n_threads: int, given_up_below: float) -> float:
         """Steps for ``TRIAL_S``; a first step is not counted unless it is so slow that it tells enough."""
-        return self._run(lambda: self._tokens_per_s(n_threads, given_up_below))
-
-    def _tokens_per_s(self, n_threads: int, given_up_below: float) -> float:
         self._loop.set_n_threads(n_threads)
         self._loop.cut(self._n_context)
         rate, n_steps = 0.0, 0
@@ -113,7 +92,7 @@ class _Trial:
 
 
 @contextlib.contextmanager
-def best_raw(workload: Workload, n_threads_max: int, run: Run) -> Iterator[tuple[RawContender, dict[str, float]]]:
+def best_raw(workload: Workload, n_threads_max: int) -> Iterator[tuple[RawContender, dict[str, float]]]:
     """The plain loop in its best setting, and what the trials of each setting gave, in tokens per second."""
     with contextlib.ExitStack() as stack:
         loops: dict[tuple[bool, bool], RawLoop] = {}
@@ -121,7 +100,7 @@ def best_raw(workload: Workload, n_threads_max: int, run: Run) -> Iterator[tuple
         trials: dict[RawSetting, _Trial] = {}
         for layout in layouts(workload):
             loops[layout] = stack.enter_context(open_loop(workload, *layout, n_threads_max))
-            trial = _Trial(loops[layout], workload, run)
+            trial = _Trial(loops[layout], workload)
             for n_threads in sorted({1, n_threads_max}, reverse=True):
                 setting = RawSetting(*layout, n_threads)
                 best = max((each[0] for each in rates.values()), default=0.0)
@@ -132,7 +111,7 @@ def best_raw(workload: Workload, n_threads_max: int, run: Run) -> Iterator[tuple
             if loop is not kept:
                 loop.close()
         medians = {str(setting): statistics.median(each) for setting, each in rates.items()}
-        yield RawContender(kept, workload, winner, run), medians
+        yield RawContender(kept, workload, winner), medians
 
 
 def layouts(workload: Workload) -> list[tuple[bool, bool]]:

@@ -13,9 +13,8 @@ xllamacpp         llama-server's engine, a slot a session, in the cache layout a
 llama-cpp-python  its class Llama runs one sequence at a time: sessions take turns, so one of them is measured
 
 All generate the same number of tokens a session, greedily and past the model's end. Contenders take turns within a
-round and are compared round by round, since a machine's speed drifts. The plain loop decodes on the engine's thread,
-peers run in processes of their own, and all wait while others compute. The plain loop's sessions have copies of one
-prompt's cells, all others prompts of their own.
+round and are compared round by round, since a machine's speed drifts. Peers run in processes of their own and wait
+while others compute. The plain loop's sessions have copies of one prompt's cells, all others prompts of their own.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from wasi_nn_backend import Backend, ExecutionContext
 from wasi_nn_backend.bench.engine import show_progress
@@ -41,8 +40,6 @@ from wasi_nn_backend.bench.workload import Contender, Prompt, PromptMaker, Span,
 from wasi_nn_backend.engine.sizing import n_usable_cores
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.registry import model_path
-
-_T = TypeVar("_T")
 
 #: llama.cpp's windows are multiples of it.
 N_CTX_STEP = 256
@@ -89,11 +86,6 @@ class EngineContender:
         )
         graph = self._backend.load_by_name(str(path))
         self._contexts = [graph.init_execution_context() for _ in range(point.n_sessions)]
-        self._lease = graph.retained_lease()
-
-    def run_on_its_thread(self, function: Callable[[], _T], /) -> _T:
-        """For the plain loop: see ``bench/raw_search.py``."""
-        return self._lease.engine.between_steps(function)
 
     def generate(self, prompts: Sequence[Prompt], n_tokens: int) -> list[Span]:
         """Each session on a thread of its own, as guests are."""
@@ -126,7 +118,6 @@ class EngineContender:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lease.release()
         self._backend.close()
 
 
@@ -189,7 +180,7 @@ def measure(point: Point, options: Options, maker: PromptMaker) -> dict[str, Any
     with contextlib.ExitStack() as stack:
         workload = Workload(options.path, point.n_sessions, point.n_ctx, maker.make(0, 0, point.n_context).tokens)
         engine = stack.enter_context(EngineContender(options.path, point))
-        raw, trials = stack.enter_context(best_raw(workload, options.n_threads, engine.run_on_its_thread))
+        raw, trials = stack.enter_context(best_raw(workload, options.n_threads))
         contenders: dict[str, Contender] = {"engine": engine, "raw": raw}
         settings = PeerSettings(
             path=str(options.path),

@@ -79,7 +79,12 @@ def _find() -> Path:
 
 def libraries_are_built() -> bool:
     """Whether ``wasi-nn capi`` has them already and needs no compiler."""
-    return _are_in(_PACKAGED) or _are_in(_cache_folder())
+    if _are_in(_PACKAGED):
+        return True
+    try:
+        return _are_in(_cache_folder())
+    except InvalidArgument:  # no folder where they could be
+        return False
 
 
 def _are_in(folder: Path) -> bool:

@@ -260,7 +260,7 @@ class EngineStore:
             embedder.close()
 
     def close(self) -> None:
-        """After all leases are released: opens nothing more. Idempotent."""
+        """End the thread that starts others. Idempotent; leases and what they use are not touched."""
         self._threads.close()
 
     def _without_gpu(self, settings: Settings) -> Settings:

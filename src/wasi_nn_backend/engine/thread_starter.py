@@ -7,6 +7,7 @@ its engine would stand back as well.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +21,25 @@ class ThreadStarter:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="wasi-nn-starter")
-        self._executor.submit(int).result()  # now, not at the first need: the executor's thread inherits, too
+        # Now, not at the first need: the executor's thread inherits, too. Refused where no thread may start, or the
+        # main thread has ended; ``start`` does without then.
+        with contextlib.suppress(RuntimeError):
+            self._executor.submit(int).result()
 
     def start(self, thread: threading.Thread) -> None:
-        """Start it, and wait until it has begun. Raises ``RuntimeError`` after ``close``."""
-        if os.getpid() != self._pid:  # its own thread stayed behind in the parent
+        """Start it, and wait until it has begun. From the caller's thread where its own is gone: in a forked child,
+        when the main thread has ended, after ``close``."""
+        if os.getpid() != self._pid:
+            thread.start()
+            return
+        try:
+            started = self._executor.submit(thread.start)
+        except RuntimeError:
             thread.start()
         else:
-            self._executor.submit(thread.start).result()
+            started.result()
 
     def close(self) -> None:
         """Idempotent. The threads that were started go on."""
-        self._executor.shutdown()
+        if os.getpid() == self._pid:  # a child may have inherited the executor's lock in a locked state
+            self._executor.shutdown()

@@ -143,17 +143,17 @@ class _Kind:
         self._excess: dict[int, float] = {}  # by index: how much longer a step took than with the current choice
         self._savings_s = 0.0
         self._step_s = 0.0
-        self._ended_s = math.inf  # the last step
+        self._last_s = math.inf  # end of the last step, or its start where nobody measured it
         self._active_s = 0.0  # all of its steps: intervals count in it, so that a pause does not make a trial due
         self._interval_s = _INTERVAL_MIN_S
         self._next_trial_s = 0.0
 
     def choose(self, now_s: float) -> int:
-        if now_s - self._ended_s > _STALE_S:
+        if now_s - self._last_s > _STALE_S:
             self._trial = None
             self._costs.clear()
             self._expect_change(self._more_threads())
-        self._ended_s = now_s
+        self._last_s = now_s
         if self._trial is None:
             self._start_trial()
         return self.index if self._trial is None else self._trial.index
@@ -179,7 +179,7 @@ class _Kind:
         """True when the number has changed since the machine has: to fewer after steps became slower, or to more."""
         cost = duration_s / n_tokens
         self._active_s += duration_s
-        self._ended_s += duration_s
+        self._last_s += duration_s
         self._savings_s += _TRIAL_SHARE * duration_s
         if self._trial is not None:
             self._step_s = median(self._costs) * n_tokens

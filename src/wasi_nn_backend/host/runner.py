@@ -78,7 +78,8 @@ def run_module(config: RunConfig, backend: Backend) -> GuestResult:
 class GuestRunner:
     """One run. ``run`` blocks the caller; ``stop`` ends the guest from any other thread. Used once.
 
-    ``niceness`` is the least that the guest's thread has on Linux, 0 to 19.
+    ``niceness`` is the least that the guest's thread has on Linux, 0 to 19, and with it what its calls start: not
+    engines, but the thread that closes idle contexts, if the guest's is the backend's first.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ __all__ = ["libc", "library_files", "logits_address", "native"]
 
 #: How OpenMP's threads wait for each other: they spin for some 20 microseconds (libgomp's loop counts), then sleep.
 #: Without the policy the count would fall to 100 as soon as a second thread of the process computes with OpenMP, as
-#: when two models are in use; with it 1,000 is the least that it falls to.
-_OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
+#: when two models are in use; with it the count stays. The last one is for LLVM's OpenMP, which would spin for ever.
+_OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 @contextlib.contextmanager

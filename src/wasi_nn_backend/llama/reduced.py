@@ -135,7 +135,8 @@ class ReducedSampler(Owner):
             best, logit = context.best(row)
             check_largest_logit(logit)
             if best not in self._changed:
-                return self._greatest(best, context.logits(row))
+                with context.pointer():
+                    return self._greatest(best, context.logits(row))
         found = context.candidates(row, self._n_sought)
         check_largest_logit(found.largest)
         if found.distinct and not self._changes_logits:

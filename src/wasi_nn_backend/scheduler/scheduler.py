@@ -101,6 +101,7 @@ class Scheduler:
             n_left = max(1, min(n_left, n_cells_free))  # at least one: llama.cpp has the last word on its cells
         generating = self._generating(n_left)
         if len(generating) > n_left:  # round robin: whom this batch leaves out comes first in the next one
+            self._left_out = generating[n_left:]
             generating = generating[:n_left]
             self._running = [r for r in self._running if r not in generating] + generating
         chunks = [self._chunk(request, 1) for request in generating]
@@ -200,9 +201,10 @@ class Scheduler:
         """
         generating = [request for request in self._running if request.n_tokens_pending == 1]
         left_out, self._left_out = self._left_out, []
+        generating.sort(key=lambda request: request not in left_out)
         prompting = self._prompting() if self._is_contended else []
         shares = self._shares
-        if not prompting or shares is None:
+        if not prompting or shares is None or len(generating) > n_left:
             return generating
         first = prompting[0]
         staying = [

@@ -30,8 +30,8 @@ _PRIORITIES = ("low", "normal", "high", "urgent")
 
 #: How many tokens a token-by-token run may be ahead of its caller, so that the callers' steps can still be batched: at
 #: first and, by one more for each token that is taken, at most. What a caller never takes is computed for nothing.
-N_TOKENS_AHEAD_FIRST = 2
-N_TOKENS_AHEAD_MAX = 8
+_N_TOKENS_AHEAD_FIRST = 2
+_N_TOKENS_AHEAD_MAX = 8
 #: The engine is told when so many more may be generated, and sooner where it would run dry.
 _N_TOKENS_PER_GRANT = 4
 
@@ -62,7 +62,7 @@ class Run:
         self._splitter = None if settings.reasoning == "keep" else ReasoningSplitter(is_open=prompt.opens_reasoning)
         self._taken = bytearray()
         self._n_tokens_taken = 0
-        self._n_tokens_granted = N_TOKENS_AHEAD_FIRST
+        self._n_tokens_granted = _N_TOKENS_AHEAD_FIRST
         task.begin(self._figures)
 
     @property
@@ -138,8 +138,8 @@ class Run:
     def _grant(self) -> None:
         """Let the engine go on, further ahead of a caller who has taken more."""
         n_taken, n_granted = self._n_tokens_taken, self._n_tokens_granted
-        n_more = n_taken + min(N_TOKENS_AHEAD_FIRST + n_taken, N_TOKENS_AHEAD_MAX) - n_granted
-        runs_dry = n_granted - n_taken <= N_TOKENS_AHEAD_FIRST
+        n_more = n_taken + min(_N_TOKENS_AHEAD_FIRST + n_taken, _N_TOKENS_AHEAD_MAX) - n_granted
+        runs_dry = n_granted - n_taken <= _N_TOKENS_AHEAD_FIRST
         if n_more and (runs_dry or n_more >= _N_TOKENS_PER_GRANT) and not self._generation.done:
             self._lease.engine.grant(self._generation, n_more)
             self._n_tokens_granted += n_more
@@ -250,7 +250,7 @@ def _submit(
         id=task.identity.request_id,
         session_id=session.id,
         tokens=list(prompt.tokens),
-        credit_tokens=N_TOKENS_AHEAD_FIRST if single else None,
+        credit_tokens=_N_TOKENS_AHEAD_FIRST if single else None,
         salt=settings.session.cache_salt,
         priority=_PRIORITIES.index(settings.task.priority),
         user=settings.task.user_id or f"session {session.id}",
