@@ -87,7 +87,8 @@ def grouped_bars(axes: Axes, labels: Sequence[str], series: Mapping[str, Sequenc
         places = [at + offset for at, value in enumerate(values) if value is not None]
         heights = [value for value in values if value is not None]
         bars = axes.bar(places, heights, width * 0.94, label=name, color=_COLOURS[number % len(_COLOURS)])
-        axes.bar_label(bars, fmt="{:.3g}", fontsize=8 if len(series) * len(labels) <= 12 else 7, padding=1)
+        texts = [f"{height:,.0f}" if height >= 100 else f"{height:.3g}" for height in heights]
+        axes.bar_label(bars, texts, fontsize=8 if len(series) * len(labels) <= 12 else 7, padding=1)
     axes.set_xticks(range(len(labels)), labels)
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.25)

@@ -59,6 +59,7 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
         ["fair scheduling" if row.values["is_fair"] else "without" for row in rows],
         {label: [row.number(key) for row in rows] for key, label in _TIMES.items()},
     )
+    axes.set_yscale("log")  # without fair scheduling it is some hundred times as long
     axes.set_ylabel("milliseconds to the first token (medians)")
     axes.legend(frameon=False)
 
