@@ -179,9 +179,11 @@ def measure(point: Point, options: Options, maker: PromptMaker) -> dict[str, Any
     show_progress(f"{point}: looking for the plain loop's best setting")
     with contextlib.ExitStack() as stack:
         workload = Workload(options.path, point.n_sessions, point.n_ctx, maker.make(0, 0, point.n_context).tokens)
-        engine = stack.enter_context(EngineContender(options.path, point))
         raw, trials = stack.enter_context(best_raw(workload, options.n_threads))
-        contenders: dict[str, Contender] = {"engine": engine, "raw": raw}
+        contenders: dict[str, Contender] = {
+            "engine": stack.enter_context(EngineContender(options.path, point)),
+            "raw": raw,
+        }
         settings = PeerSettings(
             path=str(options.path),
             n_sessions=point.n_sessions,

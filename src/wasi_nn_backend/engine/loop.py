@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
 from wasi_nn_backend.engine.deadlines import Deadlines
 from wasi_nn_backend.engine.decoder import Decoder
@@ -28,8 +27,6 @@ from wasi_nn_backend.scheduler import Chunk, Scheduler, SchedulingRules, StepPla
 __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 _NO_PLAN = StepPlan((), ())
 
@@ -139,28 +136,23 @@ class Engine:
 
     def export_session(self, session_id: int) -> ExportedCells:
         """A session's cached tokens and their cells, for the disk. Its runs must be over."""
-        return self.between_steps(lambda: self._memory.export(session_id))
+        return self._inbox.ask(lambda: self._memory.export(session_id)).result()
 
     def adopt_session(self, session_id: int, cells: ExportedCells, salt: str) -> None:
         """Take over the cells of a session that was saved, so that it need not compute them again."""
-        self.between_steps(lambda: self._memory.adopt(session_id, cells, salt))
+        self._inbox.ask(lambda: self._memory.adopt(session_id, cells, salt)).result()
 
     def session_statistics(self, session_id: int) -> SessionStatistics:
         """One session's figures, read between two steps. Raises ``RuntimeFailure`` when the engine is closed."""
-        return self.between_steps(lambda: self._book.of_session(session_id))
+        return self._inbox.ask(lambda: self._book.of_session(session_id)).result()
 
     def n_tokens_cached(self, session_ids: Sequence[int]) -> dict[int, int]:
         """What is cached of each of these sessions: one question, however many they are."""
-        return self.between_steps(lambda: {each: self._pool.n_tokens_of(each) for each in session_ids})
+        return self._inbox.ask(lambda: {each: self._pool.n_tokens_of(each) for each in session_ids}).result()
 
     def statistics(self) -> EngineStatistics:
         """What has happened until now, read between two steps."""
-        return self.between_steps(self._read_statistics)
-
-    def between_steps(self, function: Callable[[], _T]) -> _T:
-        """Call it on the engine's thread, which does nothing else meanwhile. Raises what it raises, and
-        ``RuntimeFailure`` when the engine is closed."""
-        return self._inbox.ask(function).result()
+        return self._inbox.ask(self._read_statistics).result()
 
     def close(self) -> None:
         """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""

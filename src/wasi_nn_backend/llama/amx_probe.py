@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -172,10 +172,10 @@ def _write_cache(path: Path | None, key: str, works: bool) -> None:
         return  # a cache that cannot be written costs another probe next time, nothing else
 
 
-def default_cache_path(environ: dict[str, str] | None = None, *, file_name: str = "amx.json") -> Path | None:
+def default_cache_path(environ: Mapping[str, str] = os.environ, *, file_name: str = "amx.json") -> Path | None:
     """A file in the user's cache folder; None for a user who has none."""
     try:
-        return user_cache_folder(os.environ if environ is None else environ) / file_name
+        return user_cache_folder(environ) / file_name
     except RuntimeError:
         return None
 
