@@ -72,6 +72,8 @@ CHAINS: dict[str, list[SamplerStage]] = {
     "zero temperature": [Penalties(8, 1.2, 0.1, 0.1), TopK(20), Temperature(0.0), Distribution(4)],
     "draws only": [TopK(64), Distribution(12)],
     "greedy": [LogitBias(((9, -INF), (10, 1.0))), Penalties(64, 1.1, 0.2, 0.3), Greedy()],
+    "greedy with bans": [LogitBias(((9, -INF), (10, -INF))), Greedy()],
+    "bans": [LogitBias(((9, -INF), (10, -0.5))), Penalties(64, 1.0, 0.0, 0.4), TopK(40), *REST],
     "greedy top-k": [Penalties(64, 1.1, 0.0, 0.0), TopK(40), TopP(0.5, 1), Greedy()],
     "DRY": [Dry(0.9, 1.75, 1, 512, ()), TopK(40), Temperature(1.2), Distribution(6)],
     "DRY and penalties, greedy": [Dry(2.0, 1.5, 1, 100, ()), Penalties(32, 1.2, 0.0, 0.1), Greedy()],

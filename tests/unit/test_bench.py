@@ -23,6 +23,7 @@ from wasi_nn_backend.bench.plots import can_plot, plot_scenario
 from wasi_nn_backend.bench.report import notes, render
 from wasi_nn_backend.bench.runner import DOCUMENT_NAME, Runner
 from wasi_nn_backend.bench.scenario import SCENARIOS, Options, load_scenario
+from wasi_nn_backend.bench.workload import Span, tokens_per_s
 from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure
 
 ROWS = [{"n": n, "speed": n * 1.5, "peer": None, "name": "fake"} for n in (1, 2)]
@@ -164,6 +165,14 @@ def test_only_a_quick_run_ends_at_its_time(tmp_path: Path, monkeypatch: pytest.M
         runner_of(document, tmp_path, process).run([fake.MODULE], Options(is_quick=is_quick), Observer())
         assert document.scenarios[0].status == status
         assert ((60.0, True) in timers) is is_quick
+
+
+def test_speed_counts_while_all_sessions_generate() -> None:
+    one, early, late = Span(101, 0.0, 10.0), Span(101, 0.0, 20.0), Span(101, 9.0, 19.0)
+    assert tokens_per_s([one]) == 10
+    assert tokens_per_s([one, early, late]) == 10 + 5 + 10
+    with pytest.raises(ValueError, match="never generated at the same time"):
+        tokens_per_s([one, Span(101, 10.0, 20.0)])
 
 
 def test_a_busy_machine_is_noted(tmp_path: Path) -> None:

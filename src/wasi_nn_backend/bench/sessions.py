@@ -2,9 +2,9 @@
 
     python -m wasi_nn_backend.bench.sessions --json sessions.json
 
-For each number of sessions and length of context: tokens per second of all sessions together. Generation only: the
-clock runs from when all sessions have their first token to the end, for every contender the same. Nobody computes a
-prompt in that time; a first round, not counted, computes the long ones, and each later one changes their last words.
+For each number of sessions and length of context: tokens per second of all sessions together, while all of them
+generate. Nobody computes a prompt in that time: a first round, not counted, computes the long ones, each later one
+changes their last words, and all sessions have one token of the new prompts before they are asked for the many.
 
 engine  with its automatic settings; only n_ctx and max_concurrent are chosen for the point
 raw     one llama_decode and an argmax a sequence, in the best of {streams, unified cache} x {flash attention on, off} x
@@ -221,6 +221,7 @@ def play_rounds(
         names = list(contenders) if round_ % 2 else list(contenders)[::-1]
         for name in names:
             show_progress(f"{point}: {name}, {f'round {round_} of {n_rounds}' if round_ else 'prompts'}")
+            contenders[name].generate(prompts, 1)
             rate = tokens_per_s(contenders[name].generate(prompts, n_tokens))
             if round_ > 0:
                 rates[name].append(rate)

@@ -68,10 +68,12 @@ class PromptMaker:
 
 
 def tokens_per_s(spans: Sequence[Span]) -> float:
-    """All sessions together, from when the last of them has its first token to the end.
+    """All sessions together, while all of them generate: from when the last one has its first token until the first
+    one ends. Each counts with the share of its own tokens that falls into this time.
 
-    Sessions that began earlier count with the share of their tokens that falls into this time.
+    Raises ``ValueError`` where there is no such time, as when they take turns.
     """
-    start_s, end_s = max(span.first_s for span in spans), max(span.end_s for span in spans)
-    n_tokens = sum((span.n_tokens - 1) * max(0.0, span.end_s - start_s) / (span.end_s - span.first_s) for span in spans)
-    return n_tokens / (end_s - start_s)
+    start_s, end_s = max(span.first_s for span in spans), min(span.end_s for span in spans)
+    if end_s <= start_s:
+        raise ValueError(f"the {len(spans)} sessions never generated at the same time: generate more tokens")
+    return sum((span.n_tokens - 1) / (span.end_s - span.first_s) for span in spans)

@@ -54,7 +54,7 @@ _N_TRIAL_MAX = 8
 _INTERVAL_MIN_S = 0.125
 _INTERVAL_MAX_S = 1.0
 #: With all threads, where fewer were slower by more than this.
-_INTERVAL_AT_BEST_MAX_S = 8.0
+_INTERVAL_AT_BEST_MAX_S = 16.0
 _CLEARLY_WORSE = 0.2
 #: What was measured before a pause of this length says little about the machine now.
 _STALE_S = 2.0

@@ -61,6 +61,7 @@ class ReducedSampler(Owner):
         native.llama_sampler_chain_add(chain, self._choosing)
         self._n_vocab = n_vocab = links.n_vocab
         self._changes_logits = bool(changing)
+        self._only_lowers = all(map(_only_lowers, changing))
         # Of the other links none keeps what was said. Mirostat and random numbers move on where they choose.
         self._records = any(isinstance(stage, Penalties | Dry) for stage in stages)
         self._changed = _ChangedTokens(changing)
@@ -135,13 +136,16 @@ class ReducedSampler(Owner):
             best, logit = context.best(row)
             check_largest_logit(logit)
             if best not in self._changed:
+                if self._only_lowers:
+                    return best
                 with context.pointer():
                     return self._greatest(best, context.logits(row))
         found = context.candidates(row, self._n_sought)
         check_largest_logit(found.largest)
-        if found.distinct and not self._changes_logits:
-            self._array.copy(found.words)
-            return self._array.chosen_by(self._choosing)
+        if not self._greedy and self._only_lowers:
+            n_changed = self._changed.count_in(found.tokens) if self._changes_logits else 0
+            if len(found.words) - n_changed >= self._n_top and self._fill_found(found, n_changed):
+                return self._array.chosen_by(self._choosing)
         with context.pointer():
             logits = context.logits(row)
             if self._changes_logits and self._fill_changed(found, logits):
@@ -156,6 +160,16 @@ class ReducedSampler(Owner):
         self._array.fill(tokens, logits[tokens])
         self._change(self._array)
         return self._array.chosen_by(self._choosing)
+
+    def _fill_found(self, found: Candidates, n_changed: int) -> bool:
+        """Put the candidates into the array, after the changes. False where equal ones have no order.
+
+        Enough for changes that only lower: what was left out was below all candidates, of which ``n_top`` stay there.
+        """
+        self._array.copy(found.words)
+        if not n_changed:
+            return found.distinct
+        return _top_is_strict(self._change(self._array), self._n_top)
 
     def _fill_changed(self, found: Candidates, logits: _Logits) -> bool:
         """Put all tokens into the array that may be in the top-k after the changes. False: they are too many.
@@ -194,6 +208,17 @@ def _leading_changes(stages: Sequence[SamplerStage]) -> list[_Changing]:
     return changing
 
 
+def _only_lowers(stage: _Changing) -> bool:
+    """Whether it raises no logit, whatever was said."""
+    match stage:
+        case LogitBias(biases):
+            return all(bias <= 0 for _, bias in biases)
+        case Penalties(_, repeat, frequency, presence):
+            return repeat >= 1 and frequency >= 0 and presence >= 0
+        case Dry():
+            return True
+
+
 class _ChangedTokens:
     """The tokens whose logits may be changed: those with a bias and those in the longest window of penalties or DRY."""
 
@@ -222,6 +247,9 @@ class _ChangedTokens:
 
     def __contains__(self, token: int) -> bool:
         return token in self._counts
+
+    def count_in(self, tokens: npt.NDArray[np.int32]) -> int:
+        return sum(map(self._counts.__contains__, tokens.tolist()))
 
     def tokens(self) -> _Tokens:
         """Each once, in no order."""

@@ -137,7 +137,7 @@ SCENARIO = Scenario(
     title="Many sessions at once",
     shows="How fast 1 to 32 sessions generate together, against a plain llama.cpp loop in its best setting for each "
     "line, llama-server's engine (xllamacpp) and llama-cpp-python's class Llama.",
-    method="The clock runs from when all sessions have their first token to the end. Prompts are computed before, and "
+    method="What counts is the time in which all sessions generate. Prompts are computed before, and "
     "are each session's own. All generate as many tokens, greedily and past the model's end. Contenders take "
     "turns within a round; peers run in processes of their own.",
     command="python -m wasi_nn_backend.bench.sessions",
