@@ -1,4 +1,5 @@
-"""A llama that says what the test wants, byte by byte: every tag and every character lies over token borders."""
+"""A llama that says what the test wants, byte by byte: every tag and every character lies over token borders. Control
+tokens are written as their text."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from tests.fakes.llama import IM_END, N_VOCAB, FakeContext, FakeLlama, FakeModel
+from tests.fakes.llama import IM_END, N_VOCAB, FakeContext, FakeLlama, FakeModel, FakeVocabulary
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus, ModelParams, ProgressCallback
 
 __all__ = ["ScriptedLlama"]
@@ -63,7 +64,8 @@ class ScriptedLlama(FakeLlama):
 
     def __init__(self, answer: str | bytes, *, chat_template: str | None = FakeModel.chat_template) -> None:
         super().__init__()
-        self.answer = answer.encode() if isinstance(answer, str) else answer
+        text = answer.encode() if isinstance(answer, str) else answer
+        self.answer = FakeVocabulary().tokenize(text, add_special=False, parse_special=True)
         self.chat_template = chat_template
         self.prompts: list[str] = []
 

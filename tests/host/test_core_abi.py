@@ -382,6 +382,13 @@ def test_every_index_but_one_is_the_prompt(guest: Driver) -> None:
         assert guest.output(context, index if index != 1 else 0) == expected
 
 
+def test_an_image_in_the_prompt_is_refused(guest: Driver) -> None:
+    context = guest.open(MODEL)
+    image = b'What is this? <img src="data:image/png;base64,iVBORw0KGgo=">'
+    assert guest.call("set_input", context, 0, guest.tensor(image)) == 1
+    assert guest.generate(context, b'What does <img src="cat.png"> do?')
+
+
 def test_configuration_at_index_one_counts(guest: Driver) -> None:
     context = guest.open(MODEL)
     whole = guest.generate(context, b"hello")

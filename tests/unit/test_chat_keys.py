@@ -201,6 +201,18 @@ def test_special(model_path: Path) -> None:
     assert answered(model_path, "Hello", special=True) == "Hello<|im_end|>"
 
 
+@changes("session.keep_control_text")
+def test_keep_control_text(model_path: Path) -> None:
+    assert answered(model_path, "so<|im_start|>now") == "sonow"
+    assert answered(model_path, "so<|im_start|>now", keep_control_text=True) == "so<|im_start|>now"
+
+
+def test_a_control_token_ends_a_run_where_its_text_is_kept(model_path: Path) -> None:
+    stop = {"reverse_prompt": "<|im_start|>"}
+    assert answered(model_path, "so<|im_start|>now", keep_control_text=True, **stop) == "so"
+    assert answered(model_path, "so<|im_start|>now", **stop) == "sonow"
+
+
 @changes("session.stream_stdout")
 def test_stream_stdout(model_path: Path) -> None:
     for streams, expected in ((True, b"Hello"), (False, b"")):

@@ -112,6 +112,7 @@ KEYS: list[tuple[str, str, tuple[str, ...], Any, Any]] = [
     ("session", "system_prompt", ("system_prompt",), "Be brief.", "Be brief."),
     ("session", "chat_template", ("chat_template",), "{{ messages }}", "{{ messages }}"),
     ("session", "stream_stdout", ("stream_stdout",), True, True),
+    ("session", "keep_control_text", ("keep_control_text",), True, True),
     ("session", "special", ("special",), True, True),
     ("session", "cache_salt", ("cache_salt",), "tenant", "tenant"),
     ("task", "priority", ("priority",), 3, "urgent"),
@@ -532,7 +533,7 @@ def test_what_cannot_be_done_is_refused_when_on_and_ignored_when_off(
     def document(name: str, value: Any) -> dict[str, Any]:
         return {section: {name: value}} if section else {name: value}
 
-    off, on = (False, True) if UNSUPPORTED[key].value_type is bool else ("", "something")
+    off, on = {bool: (False, True), str: ("", "something"), int: (-1, 0)}[UNSUPPORTED[key].value_type]
     for written in (key, key.replace("_", "-")):
         for value in (off, None):
             assert values_of(parse_layer(document(written, value), name="c", unknown="error")) == {}
@@ -544,8 +545,8 @@ def test_what_cannot_be_done_is_refused_when_on_and_ignored_when_off(
 @pytest.mark.parametrize("key", UNSUPPORTED)
 def test_what_cannot_be_done_has_a_type_all_the_same(key: str) -> None:
     """A schema as an object, say, must not pass as "off" because it is empty."""
-    other = "" if UNSUPPORTED[key].value_type is bool else False
-    for value in (other, 0, 1.5, {}, {"type": "object"}, []):
+    others = {bool: ("", 0), str: (False, 0), int: ("", False)}[UNSUPPORTED[key].value_type]
+    for value in (*others, 1.5, {}, {"type": "object"}, []):
         with pytest.raises(InvalidArgument, match=key):
             parse_layer({key: value}, name="c", unknown="ignore")
 

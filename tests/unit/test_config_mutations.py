@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import time
@@ -35,7 +36,7 @@ Mutation = Callable[[random.Random, dict[str, Any]], str | bytes]
 
 
 def some_value(chance: random.Random) -> Any:
-    return chance.choice(STRANGE)
+    return copy.deepcopy(chance.choice(STRANGE))  # a later change may put keys into it
 
 
 def wrong_value(chance: random.Random, document: dict[str, Any]) -> str:

@@ -269,6 +269,7 @@ def test_what_wasmedge_modules_send(caplog: pytest.LogCaptureFixture) -> None:
         "json-schema": '{"type": "object"}',
         "embedding": False,
         "mmproj": "",
+        "pooling-type": -1,
     }
     layer = parse_at_door(document, place="graph", door=WASMEDGE)
     assert layer.values["logging"] == {"enable_log": True}

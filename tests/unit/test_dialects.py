@@ -158,6 +158,7 @@ def test_wasmedge_shows_four_metadata_keys_and_its_own_defaults() -> None:
 @dialects
 def test_guests_send_raw_prompts_and_may_not_open_paths(dialect: Dialect) -> None:
     assert dialect.door.prompt_mode == "raw"
+    assert dialect.door.defaults["session"]["keep_control_text"] is True
     assert not dialect.door.is_trusted
 
 

@@ -55,6 +55,16 @@ def test_the_text_follows_the_schema(graph: Graph) -> None:
         assert metadata["finish_reason"] == "stop"
 
 
+def test_a_grammar_takes_the_place_of_a_schema_from_before(graph: Graph) -> None:
+    schema = {"json_schema": {"type": "integer"}}
+    with graph.init_execution_context(schema) as context:
+        assert context.run_inference(PROMPT, {"sampling": PLAIN}).isdigit()
+        assert context.run_inference(PROMPT, {"sampling": PLAIN | {"grammar": 'root ::= "yes"'}}) == "yes"
+        assert not context.run_inference(PROMPT, {"sampling": PLAIN | {"grammar": ""}}).isdigit()
+        both = PLAIN | schema | {"grammar": 'root ::= "yes"'}
+        assert context.run_inference(PROMPT, {"sampling": both}).isdigit()
+
+
 @changes("sampling.grammar_lazy", "sampling.grammar_triggers")
 def test_a_lazy_grammar_waits_for_its_triggers(graph: Graph) -> None:
     grammar = {"grammar": 'root ::= [a-z] "!" [A-Z]{5}'}

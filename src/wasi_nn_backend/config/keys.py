@@ -58,20 +58,30 @@ SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A key that this version cannot honour: the type of its values, and what it asks for."""
+    """A key that this version cannot honour: the type of its values and what it asks for.
 
-    value_type: type[bool] | type[str]
+    Null, false and an empty string ask for nothing; of numbers that is only ``automatic``.
+    """
+
+    value_type: type[bool] | type[str] | type[int]
     request: str
+    automatic: int | None = None
+
+    def is_asked_for(self, value: bool | str | int | None) -> bool:
+        return bool(value) if self.automatic is None else value not in (None, self.automatic)
 
 
-#: Keys that change what is computed and that this version cannot honour. Switched off (false, an empty string, null)
-#: they mean nothing; switched on they must not be passed over in silence, whatever is done with unknown keys.
+#: Keys that change what is computed and that this version cannot honour. Switched off (false, an empty string, null; -1
+#: for a number) they mean nothing; switched on they must not be passed over in silence, whatever is done with unknown
+#: keys.
 UNSUPPORTED: Final[Mapping[str, Unsupported]] = MappingProxyType(
     {
         "reranking": Unsupported(bool, "ranking scores instead of text"),
         "mmproj": Unsupported(str, "a projector for images"),
         "image": Unsupported(str, "an image in the prompt"),
         "tts": Unsupported(bool, "speech instead of text"),
+        "pooling_type": Unsupported(int, "another pooling of embeddings than the model's own", automatic=-1),
+        "attention_type": Unsupported(int, "another attention than the model's own", automatic=-1),
     }
 )
 

@@ -29,6 +29,12 @@ LIMITED_BY: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     }
 )
 
+#: Section -> key -> the key of the same section whose value from the layers below it takes away: a grammar and a schema
+#: are one setting, as they are in WasmEdge. Where one layer has both, both stay.
+REPLACES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {"sampling": MappingProxyType({"grammar": "json_schema"})}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -61,9 +67,16 @@ def merge(layers: Sequence[Layer], *, name: str) -> Layer:
     values: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for section, keys in layer.values.items():
-            values.setdefault(section, {}).update(keys)
+            given = values.setdefault(section, {})
+            for key in _replaced(section, keys):
+                given.pop(key, None)
+            given.update(keys)
     frozen = MappingProxyType({section: MappingProxyType(keys) for section, keys in values.items()})
     return Layer(name, frozen, strict=any(layer.strict for layer in layers))
+
+
+def _replaced(section: str, keys: Mapping[str, Any]) -> list[str]:
+    return [other for key, other in REPLACES.get(section, {}).items() if key in keys]
 
 
 def resolve(layers: Sequence[Layer]) -> Settings:
@@ -107,6 +120,8 @@ def explain(layers: Sequence[Layer]) -> list[Effective]:
     deciding: dict[tuple[str, str], Layer] = {}
     for layer in layers:
         for section, keys in layer.values.items():
+            for key in _replaced(section, keys):
+                deciding.pop((section, key), None)
             deciding.update(dict.fromkeys(((section, key) for key in keys), layer))
 
     def layer_of(section: str, key: str, value: Any) -> str:

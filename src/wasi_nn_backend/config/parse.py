@@ -41,6 +41,8 @@ _log = logging.getLogger("wasi_nn_backend.config")
 
 _RANGE_ERRORS: Final = frozenset({"greater_than_equal", "less_than_equal", OUT_OF_RANGE})
 
+_VALID: Final = {bool: "a valid boolean", str: "a valid string", int: "a valid integer"}
+
 #: What pydantic's own words would not say to people who know JSON.
 _EXPECTATIONS: Final = {"model_type": "should be an object"}
 _MEMBER_ERRORS: Final = {
@@ -266,16 +268,16 @@ class _Reader:
 
     def _refuse_unsupported(self, path: str, key: str, value: Any) -> None:
         unsupported = UNSUPPORTED[key]
-        if value is not None and not isinstance(value, unsupported.value_type):
-            expected = "a valid boolean" if unsupported.value_type is bool else "a valid string"
+        if value is not None and type(value) is not unsupported.value_type:
+            expected = _VALID[unsupported.value_type]
             raise InvalidArgument(
                 f"{self.name}: {shown(path)} is {described(value)}, but it should be {expected}; "
                 "change the value or leave the key out"
             )
-        if value:
+        if unsupported.is_asked_for(value):
             raise UnsupportedOperation(
                 f"{self.name}: {shown(path)} asks for {unsupported.request}, which this version cannot do; "
-                "leave the key out or switch it off"
+                f"leave the key out or {'switch it off' if unsupported.automatic is None else 'set it to -1'}"
             )
 
     def _report_unknown(self, path: str, key: str) -> None:

@@ -72,7 +72,16 @@ class SessionSettings(Section):
     stream_stdout: Annotated[
         bool, Field(description="a guest's text also goes to its standard output while it is made")
     ] = False
-    special: Annotated[bool, Field(description="keep the text of control tokens")] = False
+    keep_control_text: Annotated[
+        bool,
+        Field(
+            description="the text of control tokens is output, but for that which ends the generation; modules that "
+            "look for `[TOOL_CALLS]` and the like need it, and theirs is `true` unless set"
+        ),
+    ] = False
+    special: Annotated[
+        bool, Field(description="the text of all control tokens is output, that which ends the generation included")
+    ] = False
     cache_salt: Annotated[
         _Name, Field(description="cached prompts are shared between contexts of equal salts only; at most 256 bytes")
     ] = ""

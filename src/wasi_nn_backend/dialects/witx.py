@@ -16,13 +16,18 @@ __all__ = ["WITX"]
 WITX = Dialect(
     name="witx",
     import_module="wasi_ephemeral_nn",
-    # A guest counts its tokens and handles a full context itself: shifting would hide that from it.
+    # A guest counts its tokens and handles a full context itself: shifting would hide that from it. It also writes and
+    # reads the model's control tokens itself.
     door=Door(
         name="witx",
         prompt_mode="raw",
         is_trusted=False,
         defaults=frozen(
-            {"memory": frozen({"context_shifting": False}), "backend": frozen({"default_task_timeout_ms": 0})}
+            {
+                "memory": frozen({"context_shifting": False}),
+                "backend": frozen({"default_task_timeout_ms": 0}),
+                "session": frozen({"keep_control_text": True}),
+            }
         ),
     ),
     functions=frozen(

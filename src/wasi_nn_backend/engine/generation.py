@@ -37,7 +37,8 @@ class GenerationLimits:
     duration_max_s: float | None = None
     timeout_s: float | None = None
     shift: ShiftPolicy | None = None  # None: a full window ends the run
-    keep_special: bool = False  # control tokens' text, the end-of-generation token's included, is output
+    keep_control_text: bool = False  # the text of control tokens is output
+    keep_end_text: bool = False  # and that of the end-of-generation token
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,8 +303,8 @@ class Engine:
         ends = self._vocabulary.is_end_of_generation(token)
         if not ends:
             generation.n_tokens_output += 1  # before its text: who reads that may ask for the count at once
-        if not ends or limits.keep_special:
-            generation.publish(generation.assembler.feed(self._piece(token, special=limits.keep_special)))
+        if not ends or limits.keep_end_text:
+            generation.publish(generation.assembler.feed(self._piece(token, special=limits.keep_control_text)))
         if ends:
             self._finish(generation, FinishReason.STOP)
             return

@@ -9,6 +9,7 @@ compute. Every pointer and length goes through ``GuestMemory``, every number thr
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from wasi_nn_backend.errors import InvalidArgument, TooLarge
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from wasi_nn_backend.graph import Graph
 
 __all__ = ["CoreAbi"]
+
+#: How guests of WasmEdge put a picture into a prompt.
+_IMAGE = re.compile(rb"<img src=\"data:image/[^;\"]{1,64};base64,")
 
 
 class CoreAbi:
@@ -96,6 +100,7 @@ class CoreAbi:
         if is_config:  # may name a session, which is a context that other handles may have, too
             state.contexts.replace(context, found.graph.configure(found, value.data))
         else:
+            _refuse_images(value.data)
             found.set_input(index, value)
             state.end_run(context)
         state.held.keep((context, is_config), len(value.data))
@@ -209,6 +214,14 @@ class CoreAbi:
         metadata = context.metadata
         # The default separators are WasmEdge's spacing, which guests that take the text apart by hand rely on.
         return json.dumps({key: metadata[key] for key in keys}).encode()
+
+
+def _refuse_images(prompt: bytes) -> None:
+    """Read as text, a picture would be thousands of tokens about nothing."""
+    if _IMAGE.search(prompt):
+        raise InvalidArgument(
+            "the prompt has an image in it, and this backend has no images: send the text alone, without the img tag"
+        )
 
 
 def _write_output(memory: GuestMemory, output: bytes, buffer: int, n_buffer_bytes: int, out_n_bytes: int) -> None:

@@ -296,5 +296,6 @@ def _limits(settings: Settings, prompt: Prompt, *, single: bool) -> GenerationLi
         duration_max_s=stopping.max_time_ms / 1000 if stopping.max_time_ms else None,
         timeout_s=timeout_ms / 1000 if timeout_ms and not single else None,
         shift=_shift_policy(settings),
-        keep_special=settings.session.special,
+        keep_control_text=settings.session.keep_control_text or settings.session.special,
+        keep_end_text=settings.session.special,
     )
