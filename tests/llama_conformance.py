@@ -236,6 +236,16 @@ class LlamaConformance:
             )
         assert context.last_position(0) == len(tokens) - 1
 
+    def test_a_copy_of_more_than_there_is_is_refused(self, model: Model, context: Context) -> None:
+        tokens = self.tokens(model)
+        decode(context, tokens)
+        for source_id, n_copied in ((0, len(tokens) + 1), (1, 1)):
+            decode(context, [1, 2, 3], sequence_id=2)
+            assert not context.copy(source_id, 2, 0, n_copied)
+            assert context.last_position(2) == -1
+        assert context.copy(0, 2, 0, len(tokens))
+        assert context.last_position(0) == context.last_position(2) == len(tokens) - 1
+
     def test_a_restored_sequence_continues_like_the_original(self, model: Model, context: Context) -> None:
         tokens = self.tokens(model)
         decode(context, tokens[:-1])

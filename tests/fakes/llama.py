@@ -207,6 +207,9 @@ class FakeContext:
 
     def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> bool:
         """A copy in streams takes cells of its own, one in the unified layout none."""
+        if self.last_position(source_id) + 1 < end_position:
+            self.remove(target_id, 0)
+            return False
         source = self._sequences[source_id].cells
         kept = [(p, source[p]) for p in self._sequences[source_id].positions(first_position, end_position)]
         self.remove(target_id, 0)

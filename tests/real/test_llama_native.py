@@ -470,6 +470,35 @@ class TestStates:
             assert not small.restore_sequence(0, state)
             decode(small, TOKENS)
 
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"rope_scaling_type": 2},
+            {"rope_freq_base": 5e5},
+            {"rope_freq_scale": 0.5},
+            {"yarn_ext_factor": 1.0},
+            {"yarn_attn_factor": 2.0},
+            {"yarn_beta_fast": 16.0},
+            {"yarn_beta_slow": 2.0},
+            {"yarn_orig_ctx": 128},
+        ],
+    )
+    def test_cells_that_were_rotated_otherwise_are_refused(
+        self, model: NativeModel, context: NativeContext, changed: dict[str, float]
+    ) -> None:
+        decode(context, TOKENS)
+        with model.create_context(replace(SMALL, **changed)) as other:  # type: ignore[arg-type]
+            assert not other.restore_sequence(0, context.save_sequence(0))
+            decode(other, TOKENS)
+            assert not context.restore_sequence(1, other.save_sequence(0))
+            assert other.restore_sequence(1, other.save_sequence(0))
+
+    def test_cells_of_a_window_with_other_rotation_factors_are_refused(self, model: NativeModel) -> None:
+        model._facts = replace(model._facts, n_ctx_short_rope=300)
+        with model.create_context(SMALL) as short, model.create_context(replace(SMALL, n_ctx=512)) as long:
+            decode(short, TOKENS)
+            assert not long.restore_sequence(0, short.save_sequence(0))
+
     def test_an_empty_sequence_is_saved_too(self, context: NativeContext) -> None:
         decode(context, TOKENS, sequence_id=1)
         assert context.restore_sequence(1, context.save_sequence(0))

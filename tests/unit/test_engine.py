@@ -145,6 +145,12 @@ class Uncuttable(FakeContext):
             return False
         return super().remove(sequence_id, first_position, end_position)
 
+    def copy(self, source_id: int, target_id: int, first_position: int = 0, end_position: int = -1) -> bool:
+        if 0 <= end_position <= self.last_position(source_id):
+            self.remove(target_id, 0)
+            return False
+        return super().copy(source_id, target_id, first_position, end_position)
+
 
 def test_a_memory_that_cannot_cut_is_computed_again(model: FakeModel, make_engine: MakeEngine) -> None:
     params = ContextParams(n_ctx=256, n_sequences=1, n_batch=32)

@@ -356,7 +356,7 @@ class Engine:
 
     def _forget_session(self, session_id: int) -> None:
         self._book.forget(session_id)
-        self._memory.apply(self._pool.forget_session(session_id))
+        self._memory.forget(session_id)
 
     def _read_statistics(self) -> EngineStatistics:
         return self._book.of_engine(

@@ -43,39 +43,79 @@ class SequenceMemory:
         self._states: dict[int, bytes] = {}  # session id -> its cells, in host memory
 
     def apply(self, operations: Iterable[KvOperation]) -> set[int]:
-        """Returns the streams that had to be cleared: their memory cannot be cut there, or a state was not accepted.
+        """Returns the streams that are empty although the books say otherwise: their memory cannot be cut there, a
+        state was not accepted, or what they were to be copied from is empty itself.
 
-        Limits are enforced at the end, when sizes are known: in between, a later operation may count on a state.
+        Limits are enforced at the end, when sizes are known: in between, a later operation may count on a state. After
+        a fault host memory is as the books say; what lies in the streams is not known.
         """
+        operations = tuple(operations)
         cleared: set[int] = set()
-        has_saved = False
-        for operation in operations:
-            match operation:
-                case RemoveTail(stream, first_position):
-                    if not self._context.remove(stream, first_position):
-                        self.clear(stream)
-                        cleared.add(stream)
-                case CopyStream(source, target, n_tokens):
-                    if not self._context.copy(source, target, 0, n_tokens):
-                        cleared.add(target)
-                case SaveState(stream, session_id):
-                    self._save(stream, session_id)
-                    has_saved = True
-                case RestoreState(session_id, stream):
-                    if not self._restore(session_id, stream):
-                        cleared.add(stream)
-                case DropHostState(session_id):
-                    self._states.pop(session_id, None)
-        if has_saved:
+        saved = [operation.session_id for operation in operations if isinstance(operation, SaveState)]
+        n_done = 0
+        try:
+            for operation in operations:
+                self._carry_out(operation, cleared)
+                n_done += 1
+        finally:
+            self._give_up(operations[n_done:])
+            self._forget_lost(saved)
+        if saved:
             cleared |= self.apply(self._pool.enforce_limits())
         return cleared
+
+    def _carry_out(self, operation: KvOperation, cleared: set[int]) -> None:
+        """``cleared``: the streams that are not what later operations of the same plan count on."""
+        match operation:
+            case RemoveTail(stream, first_position):
+                if not self._context.remove(stream, first_position):
+                    self.clear(stream)
+                    cleared.add(stream)
+            case CopyStream(source, target, n_tokens):
+                cleared.discard(target)
+                if source in cleared:
+                    self.clear(target)
+                    cleared.add(target)
+                elif not self._context.copy(source, target, 0, n_tokens):
+                    cleared.add(target)
+            case SaveState(stream, session_id):
+                self._states.pop(session_id, None)
+                if stream not in cleared:
+                    self._save(stream, session_id)
+            case RestoreState(session_id, stream):
+                cleared.discard(stream)
+                if not self._restore(session_id, stream):
+                    cleared.add(stream)
+            case DropHostState(session_id):
+                self._states.pop(session_id, None)
+
+    def _give_up(self, operations: Iterable[KvOperation]) -> None:
+        """After a fault: a state that these would have replaced or dropped would be taken for a later one."""
+        for operation in operations:
+            if isinstance(operation, SaveState | DropHostState):
+                self._states.pop(operation.session_id, None)
+
+    def _forget_lost(self, session_ids: Iterable[int]) -> None:
+        """Sessions whose cells should be in host memory now and are not. Not before the end: the same plan may have
+        saved them a second time, or have them run, which the books must keep."""
+        for session_id in session_ids:
+            place = self._pool.place_of(session_id)
+            if place is not None and place[0] is None and session_id not in self._states:
+                self._pool.forget_session(session_id)
+
+    def forget(self, session_id: int) -> None:
+        """A session is gone. Its state too if a fault of the planning kept the books' word on it from coming here."""
+        self._states.pop(session_id, None)
+        self.apply(self._pool.forget_session(session_id))
 
     def export(self, session_id: int) -> ExportedCells:
         place = self._pool.place_of(session_id)
         if place is None:
             return ExportedCells()
         stream, tokens = place
-        state = self._states[session_id] if stream is None else self._context.save_sequence(stream)
+        state = self._states.get(session_id) if stream is None else self._context.save_sequence(stream)
+        if state is None:
+            return ExportedCells()
         return ExportedCells(tokens, state, self._pool.n_tokens_exact_of(session_id))
 
     def adopt(self, session_id: int, cells: ExportedCells, salt: str) -> None:
@@ -102,7 +142,6 @@ class SequenceMemory:
             state = self._context.save_sequence(stream)
         except WasiNNError as error:
             _log.warning("session %d will be computed again: its cells could not be saved: %s", session_id, error)
-            self._pool.forget_session(session_id)
             return
         self._states[session_id] = state
         self._pool.record_saved(session_id, len(state))

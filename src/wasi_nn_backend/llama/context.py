@@ -13,7 +13,7 @@ from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedO
 from wasi_nn_backend.llama import state
 from wasi_nn_backend.llama.bindings import logits_address, native
 from wasi_nn_backend.llama.candidates import CandidateFinder, Candidates
-from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, to_native
+from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, rotation, to_native
 from wasi_nn_backend.llama.context_parts import AbortFlag, BatchArrays, open_context
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus
 from wasi_nn_backend.llama.log_bridge import LogBridge
@@ -42,7 +42,15 @@ class NativeContext(Owner):
             raise UnsupportedOperation(f"{facts.name} has no KV memory: it is no model that continues a text")
         is_unified = params.kv_layout == "unified"
         n_streams = 1 if is_unified else params.n_sequences
-        self._fingerprint = state.fingerprint((facts.fingerprint, params.cache_type_k, params.cache_type_v, n_streams))
+        self._fingerprint = state.fingerprint(
+            (
+                facts.fingerprint,
+                params.cache_type_k,
+                params.cache_type_v,
+                n_streams,
+                *rotation(native_params, facts, int(native.llama_n_ctx_seq(pointer))),
+            )
+        )
         self._n_vocab = facts.n_vocab
         self._n_swa = facts.n_swa
         self._is_recurrent = facts.is_recurrent
@@ -210,7 +218,7 @@ class NativeContext(Owner):
         self._check_sequence(source_id)
         self._check_sequence(target_id)
         with self._native():
-            if end_position >= 0 and not self._window_survives(source_id, end_position, -1):
+            if end_position >= 0 and not self._reaches(source_id, end_position):
                 self._clear(target_id)
                 return False
             if source_id != target_id:
@@ -220,10 +228,17 @@ class NativeContext(Owner):
             if first_position > 0:
                 native.llama_memory_seq_rm(self._memory, target_id, 0, first_position)
             if end_position >= 0:
-                native.llama_memory_seq_rm(self._memory, target_id, end_position, -1)
+                if not native.llama_memory_seq_rm(self._memory, target_id, end_position, -1):
+                    self._clear(target_id)  # a recurrent memory is copied whole or not at all
+                    return False
                 if self._shared_cells is not None:
                     self._shared_cells.removed(target_id, end_position)
             return True
+
+    def _reaches(self, sequence_id: int, end_position: int) -> bool:
+        """Whether a sequence has what one that ends at ``end_position`` needs of it."""
+        last = int(native.llama_memory_seq_pos_max(self._memory, sequence_id))
+        return last + 1 >= end_position and self._window_survives(sequence_id, end_position, -1)
 
     def _record_copy(self, source_id: int, target_id: int) -> None:
         if self._shared_cells is None:

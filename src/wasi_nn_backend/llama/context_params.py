@@ -20,11 +20,21 @@ from wasi_nn_backend.llama.kv_shape import (
 )
 from wasi_nn_backend.llama.shared_cells import N_SPARE_SEQUENCES
 
-__all__ = ["MAX_THREADS", "ModelFacts", "to_native"]
+__all__ = ["MAX_THREADS", "ModelFacts", "rotation", "to_native"]
 
 _MAX_CELLS = 2**31 - N_CELLS_BLOCK  # positions and cell indices are int32
 _MAX_BATCH = 2**20
 MAX_THREADS = 512  # GGML_MAX_N_THREADS: ggml aborts above
+_ROPE_FIELDS = (
+    "rope_scaling_type",
+    "rope_freq_base",
+    "rope_freq_scale",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+    "yarn_orig_ctx",
+)
 #: Bookkeeping of one cell beside keys and values (position, shift, a bit for each of 256 sequences, ordered sets).
 _CELL_BYTES = 128
 
@@ -86,6 +96,16 @@ def _set_rope(result: Any, params: ContextParams) -> None:
     result.yarn_beta_fast = params.yarn_beta_fast
     result.yarn_beta_slow = params.yarn_beta_slow
     result.yarn_orig_ctx = max(params.yarn_orig_ctx, 0)
+
+
+def rotation(native_params: Any, facts: ModelFacts, n_ctx_seq: int) -> tuple[str, ...]:
+    """What of a context's rotation of keys is not the model's own: cells that were rotated otherwise are of no use."""
+    own = native.llama_context_default_params()
+    changed = [name for name in _ROPE_FIELDS if getattr(native_params, name) != getattr(own, name)]
+    parts = [f"{name}={getattr(native_params, name)}" for name in changed]
+    if facts.n_ctx_short_rope is not None and n_ctx_seq > facts.n_ctx_short_rope:
+        parts.append("long factors")
+    return tuple(parts)
 
 
 def _flash_attention(params: ContextParams, facts: ModelFacts) -> int:

@@ -340,8 +340,9 @@ class Context(Protocol):
         """Make the target the copy of positions [first, end) of the source, whatever it held.
 
         In the unified layout both have the same cells from then on, at no cost, and a cell is free when its last owner
-        has removed it. False, and an empty target, where the source no longer has what a sequence that ends there would
-        look back at (a sliding window).
+        has removed it. False, and an empty target, where the source ends before ``end_position``, where it no longer
+        has what a sequence that ends there would look back at (a sliding window), and where the memory cannot be cut
+        there (recurrent models).
         """
 
     def shift(self, sequence_id: int, first_position: int, end_position: int, delta: int) -> bool:
