@@ -41,7 +41,8 @@ class ContextLifetime(ABC):
         self._closing = threading.Lock()
         self._n_handles = 1
         self._closed_because: str | None = None
-        self._run_error: Cancelled | None = None  # what a call gets that closing ends
+        self._beginning = threading.RLock()  # a signal handler that cancels may find its own thread in it
+        self._cancelled_with: Cancelled | None = None  # by ``cancel_run``, since the call that is inside began
         self._open_run: AnyRun | None = None  # one that goes on between calls: compute_single's or an iterator's
         # An engine that only this context's settings need must not come and go with every compute.
         self._lease: EngineLease | None = graph.lease(self.settings)
@@ -105,8 +106,7 @@ class ContextLifetime(ABC):
         with self._closing:
             if self._closed_because is not None:
                 return
-            self._run_error = error
-            self._closed_because = ""  # a call that is about to submit a run sees it; later calls are refused
+            self._closed_because = ""  # later calls are refused
         self.cancel_run(error)
         with self._entered:
             self._end_open_run()
@@ -157,8 +157,10 @@ class ContextLifetime(ABC):
 
     @contextmanager
     def _enter(self, *, needs_graph: bool = False) -> Iterator[None]:
-        if not self._calling.acquire(blocking=False):
-            raise Busy(f"execution context {self.id} is working on another call: wait for it or cancel it")
+        with self._beginning:
+            if not self._calling.acquire(blocking=False):
+                raise Busy(f"execution context {self.id} is working on another call: wait for it or cancel it")
+            self._cancelled_with = None  # before it is seen whether this is closed: closing cancels afterwards
         try:
             self._entered.acquire()  # the timer and a reload are no reason to refuse a call
             try:

@@ -131,7 +131,8 @@ class ExecutionContext(ContextSteps):
         return iterate_steps(self.stream_steps(prompt, config))
 
     def cancel(self) -> None:
-        """Stop a run from another thread: its caller gets ``Cancelled``. Without effect when nothing runs."""
+        """Stop a run from another thread, also one whose prompt is still being prepared: its caller gets ``Cancelled``.
+        Without effect when nothing runs."""
         self.cancel_run(None)
 
     def fork(self) -> ExecutionContext:
@@ -210,7 +211,9 @@ class ExecutionContext(ContextSteps):
     # For the graph.
 
     def cancel_run(self, error: Cancelled | None) -> None:
-        run = self._run
+        with self._beginning:  # what comes before a call begins is cleared by it
+            self._cancelled_with = error or Cancelled("the run was cancelled")
+        run = self._run  # only now: ``_start`` sets the run before it looks, so one of the two sees the other
         if run is not None:
             run.cancel(error)
 
@@ -292,8 +295,8 @@ class ExecutionContext(ContextSteps):
         finally:  # it has come, perhaps to another engine, or will not
             self._require_lease().dismiss(self.id)
         self._run, self._n_tokens_input = run, None
-        if self._closed_because is not None:  # closed while this was on its way: who closed waits for the call
-            run.cancel(self._run_error)
+        if self._cancelled_with is not None:  # while this was on its way
+            run.cancel(self._cancelled_with)
         return run
 
     def _finish(self, run: AnyRun) -> None:

@@ -166,7 +166,8 @@ def play(gate: Gate, tiny_model_path: Path) -> Callable[..., None]:
 
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
-        await asyncio.sleep(0)
+        # Not 0: a loop that only gives the interpreter's lock away and takes it back can starve all other threads.
+        await asyncio.sleep(0.001)
 
 
 async def turns(n: int = 50) -> None:

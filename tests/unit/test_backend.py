@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from typing import Any, Self
 import pytest
 
 from tests.doors import both_doors
-from tests.fakes.llama import FakeContext, FakeLlama, FakeModel
+from tests.fakes.llama import FakeContext, FakeLlama, FakeModel, FakeVocabulary
 from wasi_nn_backend import (
     Backend,
     Busy,
@@ -34,7 +34,14 @@ from wasi_nn_backend import (
     Tensor,
     WasiNNError,
 )
-from wasi_nn_backend.llama.interface import DecodeBatch, DecodeStatus, ModelParams, ProgressCallback
+from wasi_nn_backend.llama.interface import (
+    DecodeBatch,
+    DecodeStatus,
+    ModelParams,
+    ProgressCallback,
+    SamplerStage,
+    TwoStepSampler,
+)
 
 door = both_doors(__name__)
 #: Programs that import the package themselves.
@@ -662,6 +669,93 @@ def test_a_prompt_in_the_middle_of_its_decode_can_be_cancelled(gate: Gate, gated
         text = beside.result(timeout=30)
     assert other.run_inference("unharmed") == text
     assert context.run_inference("a long prompt " * 20)
+
+
+_RUNS: dict[str, Callable[[ExecutionContext], object]] = {
+    "compute": lambda context: context.compute(),
+    "single": lambda context: context.compute_single(),
+    "inference": lambda context: context.run_inference("prepare me"),
+    "stream": lambda context: "".join(context.stream("prepare me")),
+}
+
+
+@pytest.fixture
+def interruptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], object]]]:
+    """What another thread does, once, at which point of preparing a run."""
+    actions: dict[str, Callable[[], object]] = {}
+    tokenize, create_sampler = FakeVocabulary.tokenize, FakeModel.create_sampler
+    with ThreadPoolExecutor(1) as threads:
+
+        def interrupt(point: str) -> None:
+            if point in actions:
+                threads.submit(actions.pop(point)).result(timeout=30)
+
+        def tokenize_slowly(self: FakeVocabulary, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+            interrupt("tokenize")
+            return tokenize(self, text, add_special=add_special, parse_special=parse_special)
+
+        def create_sampler_slowly(self: FakeModel, stages: Sequence[SamplerStage]) -> TwoStepSampler:
+            interrupt("create_sampler")
+            return create_sampler(self, stages)
+
+        monkeypatch.setattr(FakeVocabulary, "tokenize", tokenize_slowly)
+        monkeypatch.setattr(FakeModel, "create_sampler", create_sampler_slowly)
+        yield actions
+
+
+#: ``set_input`` has the prompt's tokens already where compute begins.
+_POINTS = [*((way, "create_sampler") for way in _RUNS), ("inference", "tokenize"), ("stream", "tokenize")]
+
+
+@pytest.mark.parametrize("runs_again", [False, True])
+@pytest.mark.parametrize(("way", "point"), _POINTS)
+def test_a_run_whose_prompt_is_being_prepared_can_be_cancelled(
+    gate: Gate,
+    gated_graph: Graph,
+    interruptions: dict[str, Callable[[], object]],
+    way: str,
+    point: str,
+    runs_again: bool,
+) -> None:
+    gate.open()
+    context, call = gated_graph.init_execution_context({"max_tokens": 5}), _RUNS[way]
+    context.set_input(0, "prepare me")
+    if runs_again:  # there is a run that is over, which a cancel must not take for this one
+        context.compute()
+    context.set_input(1, b'{"max_tokens": 2000, "ignore_eos": true}')
+    states: list[str] = []
+
+    def look_and_cancel() -> None:
+        states.append(context.state)
+        context.cancel()
+
+    interruptions[point] = look_and_cancel
+    with pytest.raises(Cancelled):
+        call(context)
+    assert states == ["running"]
+    assert context.metadata["finish_reason"] == "cancelled"
+    interruptions[point] = lambda: context.cancel_run(Cancelled("the host has no more time"))
+    with pytest.raises(Cancelled, match="no more time"):
+        call(context)
+    context.set_input(1, b'{"max_tokens": 5}')
+    call(context)  # cancelled by nobody
+    context.cancel()
+    assert len(context.run_inference("and now?")) == 5
+
+
+def test_a_cancel_while_nothing_runs_does_not_reach_the_next_call(
+    gate: Gate, gated_graph: Graph, interruptions: dict[str, Callable[[], object]]
+) -> None:
+    gate.open()
+    context = gated_graph.init_execution_context({"max_tokens": 5})
+    interruptions["tokenize"] = context.cancel
+    context.set_input(0, "prepare me")
+    assert not interruptions
+    context.compute()
+    context.cancel()
+    context.compute()
+    context.cancel()
+    assert len(b"".join(singles(context))) == 5
 
 
 def test_one_context_serves_one_call_at_a_time(gate: Gate, gated_graph: Graph) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import re
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.effects import changes
 from tests.json_schemas import ACCEPTED, complaint
 from wasi_nn_backend import Backend, Graph, InvalidArgument, RuntimeFailure
 from wasi_nn_backend.dialects import WASMEDGE
+from wasi_nn_backend.grammar import Matcher, Place, TokenTable
 
 PROMPT = "the cat sat on the mat"
 WORDS = 'root ::= [a-z]{3,12} (" " [a-z]{3,12}){2} "."'
@@ -230,6 +234,25 @@ def test_control_tokens_do_not_pass_for_their_texts(graph: Graph) -> None:
     text, metadata = run(graph, {"grammar": 'root ::= "<|im_start|>" "x"', "temperature": 2.0})
     assert text == "<|im_start|>x"
     assert metadata["output_tokens"] > 2
+
+
+def test_an_idle_context_keeps_no_lists_of_fitting_tokens(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[npt.NDArray[np.int32]]] = []
+    fitting_of = Matcher.fitting
+
+    def fitting(self: Matcher, place: Place, table: TokenTable) -> npt.NDArray[np.int32]:
+        found = fitting_of(self, place, table)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Matcher, "fitting", fitting)
+    monkeypatch.setattr(np, "setdiff1d", lambda found, _ends, assume_unique: found)  # it would copy the list
+    with graph.init_execution_context() as context:
+        context.run_inference(PROMPT, {"sampling": PLAIN | {"grammar": WORDS}})
+        context.statistics()  # the engine has gone on from that run
+        assert made
+        assert context.get_output()
+        assert not any(each() is not None for each in made)
 
 
 def test_guests_of_wasmedge_have_both_keys(tiny_model_path: Path) -> None:

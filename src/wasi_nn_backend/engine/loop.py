@@ -372,6 +372,7 @@ class Engine:
         self._scheduler.finish(generation.request)
         self._book.add_request(generation.request)
         self._generations.pop(generation.request.id, None)
+        self._deadlines.forget(generation)
         self._leave_queue(generation)
         generation.finish(reason, error, self._clock())
 

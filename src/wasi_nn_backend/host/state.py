@@ -120,8 +120,7 @@ class GuestState:
     def stop(self) -> None:
         """Cancel what runs and refuse all further calls. Repeat it until the guest has ended.
 
-        Repeating closes a gap that no flag can: a compute that has been entered but not yet reached the backend's
-        queue has nothing to cancel.
+        Repeating closes a gap that no flag can: a compute that is about to enter its context has nothing to cancel.
         """
         with self._lock:
             self._is_stopped = True

@@ -95,7 +95,9 @@ class GrammarSampler:
         self._sampler.reset()
 
     def close(self) -> None:
+        """The tokens that were kept go too: an idle context keeps its last run, and they can be megabytes."""
         self._sampler.close()
+        self._fitting.clear()
 
     def _step(self, token: int) -> Step | None:
         own, shown = (self._vocabulary.piece(token, special=special) for special in (True, False))
