@@ -6,6 +6,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
+
+from tests.random_gguf import finish_model
 
 N_EMBD, N_FF, N_LAYERS, N_HEADS, N_CTX_TRAIN = 32, 64, 2, 2, 64
 #: The control tokens have the ids of the first BERT. A word piece begins with the space before it ("phantom space") or
@@ -36,29 +39,24 @@ def write_tiny_encoder(path: Path, pooling_type: gguf.PoolingType = gguf.Pooling
     writer.add_token_list(TOKENS)
     writer.add_token_types([gguf.TokenType.CONTROL if token[0] == "[" else gguf.TokenType.NORMAL for token in TOKENS])
     writer.add_token_type_count(2)
-    _add_weights(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_model(writer, _matrices(), _norms())
 
 
-def _add_weights(writer: gguf.GGUFWriter) -> None:
-    random = np.random.Generator(np.random.PCG64(0))
+def _matrices() -> dict[str, tuple[int, ...]]:
     matrices = {
         "token_embd": (len(TOKENS), N_EMBD),
         "token_types": (2, N_EMBD),
         "position_embd": (N_CTX_TRAIN, N_EMBD),
     }
-    norms = ["token_embd_norm"]
     for layer in range(N_LAYERS):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             matrices[f"blk.{layer}.{name}"] = (N_EMBD, N_EMBD)
         matrices[f"blk.{layer}.ffn_up"] = (N_FF, N_EMBD)
         matrices[f"blk.{layer}.ffn_down"] = (N_EMBD, N_FF)
-        norms += [f"blk.{layer}.attn_output_norm", f"blk.{layer}.layer_output_norm"]
-    for name, shape in matrices.items():
-        writer.add_tensor(f"{name}.weight", random.normal(scale=0.3, size=shape).astype(np.float32))
-    for name in norms:
-        writer.add_tensor(f"{name}.weight", np.ones(N_EMBD, dtype=np.float32))
-        writer.add_tensor(f"{name}.bias", np.zeros(N_EMBD, dtype=np.float32))
+    return {f"{name}.weight": shape for name, shape in matrices.items()}
+
+
+def _norms() -> dict[str, npt.NDArray[np.floating]]:
+    outputs = [f"blk.{layer}.{part}_output_norm" for layer in range(N_LAYERS) for part in ("attn", "layer")]
+    values = {"weight": np.ones(N_EMBD), "bias": np.zeros(N_EMBD)}
+    return {f"{name}.{part}": each for name in ("token_embd_norm", *outputs) for part, each in values.items()}

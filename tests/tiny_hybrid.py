@@ -6,6 +6,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
+
+from tests.random_gguf import finish_model
 
 N_EMBD, N_INNER, N_STATE, N_RANK, N_CONV, N_FF, N_HEADS = 32, 64, 8, 4, 4, 64, 2
 _LETTERS = [*(chr(code) for code in range(0x21, 0x7F)), "<s>", "</s>"]
@@ -33,16 +36,11 @@ def write_tiny_hybrid(path: Path) -> None:
     writer.add_token_types([3 if len(letter) > 1 else 1 for letter in _LETTERS])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(len(_LETTERS) - 1)
-    _add_weights(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_model(writer, _matrices(), _constants())
 
 
-def _add_weights(writer: gguf.GGUFWriter) -> None:
-    random = np.random.Generator(np.random.PCG64(0))
-    matrices = {
+def _matrices() -> dict[str, tuple[int, ...]]:
+    matrices: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (len(_LETTERS), N_EMBD),
         "blk.0.ssm_in.weight": (2 * N_INNER, N_EMBD),
         "blk.0.ssm_conv1d.weight": (N_INNER, N_CONV),
@@ -54,14 +52,15 @@ def _add_weights(writer: gguf.GGUFWriter) -> None:
         "blk.0.ssm_d": (N_INNER,),
     }
     matrices |= {f"blk.1.attn_{part}.weight": (N_EMBD, N_EMBD) for part in ("q", "k", "v", "output")}
-    norms = {"output_norm": N_EMBD, "blk.0.ssm_dt_norm": N_RANK, "blk.0.ssm_b_norm": N_STATE}
-    norms |= {"blk.0.ssm_c_norm": N_STATE}
     for layer in range(2):
         matrices |= {f"blk.{layer}.ffn_{part}.weight": (N_FF, N_EMBD) for part in ("gate", "up")}
         matrices[f"blk.{layer}.ffn_down.weight"] = (N_EMBD, N_FF)
-        norms |= {f"blk.{layer}.attn_norm": N_EMBD, f"blk.{layer}.ffn_norm": N_EMBD}
-    for name, shape in matrices.items():
-        writer.add_tensor(name, random.normal(scale=0.3, size=shape).astype(np.float32))
-    writer.add_tensor("blk.0.ssm_a", -np.ones((N_INNER, N_STATE), dtype=np.float32))
-    for name, n_values in norms.items():
-        writer.add_tensor(f"{name}.weight", np.ones(n_values, dtype=np.float32))
+    return matrices
+
+
+def _constants() -> dict[str, npt.NDArray[np.floating]]:
+    norms = {"output_norm": N_EMBD, "blk.0.ssm_dt_norm": N_RANK}
+    norms |= {f"blk.0.ssm_{part}_norm": N_STATE for part in "bc"}
+    norms |= {f"blk.{layer}.{part}_norm": N_EMBD for layer in range(2) for part in ("attn", "ffn")}
+    ones = {f"{name}.weight": np.ones(n_values) for name, n_values in norms.items()}
+    return {"blk.0.ssm_a": -np.ones((N_INNER, N_STATE)), **ones}
