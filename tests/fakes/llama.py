@@ -131,6 +131,7 @@ class FakeContext:
         self.n_decodes = 0
         self.n_tokens_decoded = 0
         self.n_threads = params.n_threads
+        self.n_threads_single: int | None = None
         self.closed = False
         self._sequences = [_Sequence() for _ in range(params.n_sequences)]
         self._digests: dict[int, tuple[int, int]] = {}

@@ -53,7 +53,9 @@ positive = st.floats(1e-6, 1e3)
 class Machine:
     """Steps of one layer take ``milliseconds``, and ``fault`` is raised instead of measuring."""
 
-    milliseconds: dict[AttentionOption, float] = field(default_factory=lambda: dict.fromkeys(ALL, 1.0))
+    milliseconds: dict[AttentionOption, float] = field(
+        default_factory=lambda: dict(zip(ALL, (1.0, 1.2, 1.2, 1.2), strict=True))
+    )
     fault: Exception | None = None
     slow_share: float = 0.0  # of the steps that take ten times as long
     works: list[AttentionWork] = field(default_factory=list)
@@ -123,6 +125,48 @@ def test_times_that_were_seen(
     off: float, on: float, unified_off: float, unified_on: float, expected: AttentionOption
 ) -> None:
     assert decide(ALL, dict(zip(ALL, (off, on, unified_off, unified_on), strict=True))) is expected
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "off_ms", "on_ms", "n_expected", "flash_attention"),
+    [
+        (768, 0.44, 0.49, 8, "on"),  # SmolLM2 without AMX
+        (768, 0.44, 0.49, 1, "off"),
+        (1024, 0.44, 0.55, 2, "on"),
+        (1025, 0.44, 0.49, 2, "off"),
+        (768, 0.44, 0.88, 8, "off"),
+        (1280, 0.44, 0.49, 8, "off"),
+        (2048, 0.44, 0.40, 8, "on"),
+        (2048, 0.44, 0.40, 1, "on"),
+    ],
+)
+def test_small_windows_of_several_sequences_have_flash_attention_unless_it_is_clearly_slower(
+    n_ctx: int, off_ms: float, on_ms: float, n_expected: int, flash_attention: str
+) -> None:
+    machine = Machine({STREAMS_OFF: off_ms, STREAMS_ON: on_ms})
+    params = replace(PARAMS, n_ctx=n_ctx, n_sequences=8, n_sequences_expected=n_expected)
+    assert machine.choose(params=params, layouts=("streams",)).flash_attention == flash_attention
+
+
+@pytest.mark.parametrize("milliseconds", [{}, {STREAMS_OFF: 0.44}])
+def test_without_a_measurement_of_it_small_windows_have_no_flash_attention(
+    milliseconds: dict[AttentionOption, float],
+) -> None:
+    params = replace(PARAMS, n_ctx=768, n_sequences_expected=8)
+    machine = Machine(milliseconds, fault=None if milliseconds else RuntimeFailure("no room"))
+    assert chosen(machine.choose(params=params)) == ("streams", "off")
+
+
+def test_cells_that_are_computed_in_vain_count() -> None:
+    """Without flash attention whole blocks: 256, 512 or 768 in a window of 768, in which 384 tokens are on average."""
+    params = replace(PARAMS, n_ctx=768)
+    work = work_for(SMOLLM2, params)
+    assert work is not None
+    free = replace(SMOLLM2, n_params=0, n_weight_bytes=0)
+    measured_s = 1e-3
+    steps_s = predict_step_s(free, params, work, {STREAMS_OFF: measured_s, STREAMS_ON: measured_s})
+    assert steps_s[STREAMS_OFF] == pytest.approx(30 * measured_s * 512 / 512)
+    assert steps_s[STREAMS_ON] == pytest.approx(30 * measured_s * 384 / (work.n_tokens + N_FREE / 2))
 
 
 @given(off=positive, on=positive, n_ctx=st.integers(128, 1 << 20))

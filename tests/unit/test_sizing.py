@@ -92,24 +92,9 @@ def test_only_auto_leaves_the_layout_open() -> None:
         assert kv_layouts(settings(kv_layout=layout)) == (layout,)
 
 
-@pytest.mark.parametrize(
-    ("flash_attention", "layout", "n_ctx", "n_sequences", "adapts"),
-    [
-        ("off", "streams", 4096, 8, True),
-        ("off", "unified", 4096, 8, True),
-        ("on", "streams", 4096, 8, False),
-        ("auto", "streams", 4096, 8, False),
-        ("on", "streams", 256, 8, True),
-        ("on", "unified", 256, 8, False),
-        ("on", "unified", 128, 2, True),
-    ],
-)
-def test_threads_adapt_where_their_number_cannot_change_the_text(
-    flash_attention: Any, layout: KvLayout, n_ctx: int, n_sequences: int, adapts: bool
-) -> None:
-    params = ContextParams(n_ctx=n_ctx, n_sequences=n_sequences, kv_layout=layout, flash_attention=flash_attention)
-    assert n_threads_max(settings(), params) == (n_usable_cores() if adapts else 1)
-    assert n_threads_max(settings(threads=2), params) == 1
+def test_threads_adapt_unless_their_number_is_configured() -> None:
+    assert n_threads_max(settings()) == n_usable_cores()
+    assert n_threads_max(settings(threads=2)) == 1
 
 
 class TestStore:

@@ -318,28 +318,38 @@ def test_any_course_of_steps_gives_a_valid_number_and_the_same_one_again(
                 tuner.observe(step_s)
 
 
-def engine_run(tmp_path: Path, options: EngineOptions) -> list[int]:
-    """The number of threads at each decode of a run on a fake machine where one thread is the fastest."""
+def engine_run(
+    tmp_path: Path, options: EngineOptions, *, n_threads_single: int | None = None, n_generations: int = 1
+) -> list[int]:
+    """The number of threads at each decode of runs on a fake machine where one thread is the fastest."""
     path = tmp_path / "model.gguf"
     path.touch()
     model = FakeLlama().load_model(ModelParams(path))
-    context = FakeContext(model, ContextParams(n_ctx=256, n_sequences=1, n_batch=32, n_threads=4))
+    context = FakeContext(model, ContextParams(n_ctx=256, n_sequences=n_generations, n_batch=32, n_threads=4))
+    context.n_threads_single = n_threads_single
     now_s, numbers = 0.0, []
 
     def pass_time(batch: DecodeBatch) -> None:
         nonlocal now_s
-        numbers.append(context.n_threads)
-        now_s += 0.01 * context.n_threads
+        is_fixed = n_threads_single is not None and len(batch) == 1
+        numbers.append(n_threads_single if is_fixed else context.n_threads)
+        now_s += 0.01 * numbers[-1]
 
     context.before_decode = pass_time
     engine = Engine(context, model.vocabulary, lambda: now_s, options)
     try:
-        request = Request(id=1, session_id=1, tokens=list(b"a prompt"))
-        generation = Generation(
-            request, model.create_sampler([Greedy()]), GenerationLimits(n_tokens_max=200), streams=False
-        )
-        engine.submit(generation)
-        assert generation.wait(30)
+        generations = [
+            Generation(
+                Request(id=number, session_id=number, tokens=list(b"a prompt")),
+                model.create_sampler([Greedy()]),
+                GenerationLimits(n_tokens_max=200),
+                streams=False,
+            )
+            for number in range(1, n_generations + 1)
+        ]
+        for generation in generations:
+            engine.submit(generation)
+        assert all(generation.wait(30) for generation in generations)
     finally:
         engine.close()
     return numbers
@@ -348,6 +358,13 @@ def engine_run(tmp_path: Path, options: EngineOptions) -> list[int]:
 def test_the_engine_uses_the_number_that_was_chosen(tmp_path: Path) -> None:
     numbers = engine_run(tmp_path, EngineOptions(n_threads_max=4))
     assert numbers[0] == 4
+    assert numbers[-50:].count(1) >= 40
+
+
+def test_single_tokens_keep_their_number_where_another_would_change_the_text(tmp_path: Path) -> None:
+    assert set(engine_run(tmp_path, EngineOptions(n_threads_max=4), n_threads_single=4)) == {4}
+    # Two tokens in a batch are free.
+    numbers = engine_run(tmp_path, EngineOptions(n_threads_max=4), n_threads_single=4, n_generations=2)
     assert numbers[-50:].count(1) >= 40
 
 
@@ -362,18 +379,13 @@ def test_a_fixed_number_stays(tmp_path: Path) -> None:
         ({"threads": "auto"}, 3),
         ({"threads": 1}, 1),
         ({"threads": 2}, 1),
-        ({"flash_attention": "off"}, 3),
-        ({"flash_attention": "on"}, 1),
-        ({"flash_attention": "on", "n_ctx": 256}, 3),
-        ({"flash_attention": "on", "n_ctx": 257}, 1),
-        ({"cache_type_v": "q8_0"}, 1),
-        ({"cache_type_k": "q8_0"}, 3),
+        ({"flash_attention": "on"}, 3),
     ],
 )
 def test_only_the_automatic_number_adapts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, int | str], expected: int
 ) -> None:
-    """And only where it cannot change the text. Through the store, as graphs get their engines."""
+    """Through the store, as graphs get their engines."""
     given_options = []
 
     class Recording(Engine):

@@ -42,8 +42,6 @@ _MIB = 1 << 20
 #: Texts in one batch of embeddings. More would cost memory (llama.cpp keeps a row of logits for each) and save no time:
 #: from 64 tokens on, longer batches are no faster.
 _N_TEXTS_PER_BATCH = 32
-#: Flash attention takes so many cells in one piece (ggml_compute_forward_flash_attn_ext_f16: fewer than 512).
-_N_CELLS_ONE_PIECE = 256
 
 
 class ModelNumbers(Protocol):
@@ -62,16 +60,9 @@ def n_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def n_threads_max(settings: Settings, params: ContextParams) -> int:
-    """How many threads the engine may choose from for each decode; 1 where the number must not change.
-
-    With flash attention llama.cpp cuts a long context into one piece a thread and adds the results up: at 1,500 tokens
-    another number of threads moved logits by up to 0.7, so equal seeds would no longer give equal texts. Without it,
-    and in short contexts, every number gives the same bits.
-    """
-    n_cells_seen = params.n_cells_total if params.kv_layout == "unified" else params.n_ctx
-    may_cut = params.flash_attention != "off" and n_cells_seen > _N_CELLS_ONE_PIECE
-    return 1 if settings.model.threads is not None or may_cut else n_usable_cores()
+def n_threads_max(settings: Settings) -> int:
+    """How many threads the engine may choose from for each decode; 1 where the configuration has fixed the number."""
+    return n_usable_cores() if settings.model.threads is None else 1
 
 
 def engine_key(settings: Settings) -> Hashable:
@@ -190,6 +181,8 @@ def wanted_context(model: ModelNumbers, settings: Settings, n_kv_bytes_elsewhere
     return replace(
         _as_configured(settings.model, n_ctx),
         n_sequences=n_sequences,
+        # Who counts the users says so; who does not may well be the only one.
+        n_sequences_expected=n_sequences if "max_concurrent" in settings.backend.model_fields_set else 1,
         n_cells=_n_cells(model, settings, n_ctx, n_kv_bytes_elsewhere),
         # Not less than the sequences, or a full set of generations would leave prompts no room.
         n_batch=max(settings.model.batch_size, n_tokens_step_max(settings) or 1, n_sequences),

@@ -55,7 +55,7 @@ class EngineStatistics(SessionStatistics):
 
     ``n_tokens_decoded`` is what ``n_steps`` decodes had, ``n_sequence_steps`` their sequences. ``n_kv_bytes`` is what
     the context's ``n_cells`` take, used or not. ``n_waiting`` and ``n_running`` are runs, of which ``n_sequences`` fit
-    into a step. ``n_threads`` is the number chosen for the last decode, None where it is fixed. ``id`` and ``model``, a
+    into a step. ``n_threads`` is the number for the last decode, None where it is configured. ``id`` and ``model``, a
     path, say which engine this is.
     """
 

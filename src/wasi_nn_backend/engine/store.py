@@ -316,7 +316,7 @@ class EngineStore:
                         n_tokens_step_max=n_tokens_step_max(settings),
                         n_running_max=None if settings.performance.batch_processing else 1,
                         company_wait_s=settings.performance.batch_timeout_ms / 1000,
-                        n_threads_max=n_threads_max(settings, sizes),
+                        n_threads_max=n_threads_max(settings),
                         n_waiting_max=min(queue.queue_size, queue.queue_reject_threshold),
                         n_waiting_warning=min(queue.queue_size, queue.queue_warning_threshold),
                         uses_priorities=queue.priority_scheduling_enabled,

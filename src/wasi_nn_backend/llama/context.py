@@ -13,7 +13,7 @@ from wasi_nn_backend.errors import InvalidArgument, RuntimeFailure, UnsupportedO
 from wasi_nn_backend.llama import state
 from wasi_nn_backend.llama.bindings import logits_address, native
 from wasi_nn_backend.llama.candidates import CandidateFinder, Candidates
-from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, rotation, to_native
+from wasi_nn_backend.llama.context_params import MAX_THREADS, ModelFacts, cuts_single_queries, rotation, to_native
 from wasi_nn_backend.llama.context_parts import AbortFlag, BatchArrays, open_context
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus
 from wasi_nn_backend.llama.log_bridge import LogBridge
@@ -58,7 +58,9 @@ class NativeContext(Owner):
         self._n_cells = int(native.llama_n_ctx(pointer))
         # llama.cpp takes all cells of the unified layout for the window of each sequence.
         self._n_ctx = params.n_ctx if is_unified else int(native.llama_n_ctx_seq(pointer))
+        n_cells_seen = self._n_cells if is_unified else self._n_ctx
         self._shared_cells = SharedCells(params.n_sequences) if is_unified else None
+        self._n_threads_single = params.n_threads if cuts_single_queries(native_params, n_cells_seen) else None
         self._n_batch = int(native.llama_n_batch(pointer))
         self._arrays = BatchArrays(self._n_batch)
         self._decode_log = log.collector(quiet=True)
@@ -89,6 +91,10 @@ class NativeContext(Owner):
     def can_shift(self) -> bool:
         with self._native():
             return bool(native.llama_memory_can_shift(self._memory))
+
+    @property
+    def n_threads_single(self) -> int | None:
+        return self._n_threads_single
 
     def pointer(self) -> Hold:
         """For the samplers, which hand the context to llama.cpp."""
@@ -326,8 +332,9 @@ class NativeContext(Owner):
     def set_n_threads(self, n_threads: int) -> None:
         if not 1 <= n_threads <= MAX_THREADS:
             raise InvalidArgument(f"{n_threads} threads; it must be from 1 to {MAX_THREADS}")
+        n_threads_single = n_threads if self._n_threads_single is None else self._n_threads_single
         with self._native() as pointer:
-            native.llama_set_n_threads(pointer, n_threads, n_threads)
+            native.llama_set_n_threads(pointer, n_threads_single, n_threads)
 
     def request_abort(self) -> None:
         self._abort.raise_it()

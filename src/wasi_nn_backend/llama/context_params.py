@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gguf.constants import GGMLQuantizationType
+
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.llama.bindings import native
 from wasi_nn_backend.llama.host_memory import available_bytes
@@ -20,10 +22,11 @@ from wasi_nn_backend.llama.kv_shape import (
 )
 from wasi_nn_backend.llama.shared_cells import N_SPARE_SEQUENCES
 
-__all__ = ["MAX_THREADS", "ModelFacts", "rotation", "to_native"]
+__all__ = ["MAX_THREADS", "ModelFacts", "cuts_single_queries", "rotation", "to_native"]
 
 _MAX_CELLS = 2**31 - N_CELLS_BLOCK  # positions and cell indices are int32
 _MAX_BATCH = 2**20
+_CUT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
 MAX_THREADS = 512  # GGML_MAX_N_THREADS: ggml aborts above
 _ROPE_FIELDS = (
     "rope_scaling_type",
@@ -106,6 +109,20 @@ def rotation(native_params: Any, facts: ModelFacts, n_ctx_seq: int) -> tuple[str
     if facts.n_ctx_short_rope is not None and n_ctx_seq > facts.n_ctx_short_rope:
         parts.append("long factors")
     return tuple(parts)
+
+
+def cuts_single_queries(native_params: Any, n_cells_seen: int) -> bool:
+    """Whether the bits of a token that is alone in its ubatch depend on the number of threads.
+
+    As in ``ggml_compute_forward_flash_attn_ext_f16``, where a single query over 512 cells or more is cut into one piece
+    a thread, for keys and values of one unquantised type: at 1,500 tokens that moved logits by up to 0.7.
+    """
+    return (
+        native_params.flash_attn_type != native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        and native_params.type_k == native_params.type_v
+        and native_params.type_k in _CUT_TYPES
+        and n_cells_seen > N_CELLS_BLOCK
+    )
 
 
 def _flash_attention(params: ContextParams, facts: ModelFacts) -> int:

@@ -105,7 +105,8 @@ class ModelParams:
 class ContextParams:
     """What decides the shape of one llama context.
 
-    ``n_ctx`` is one sequence's window in tokens. ``n_cells`` is how many cells the sequences of the unified layout
+    ``n_ctx`` is one sequence's window in tokens. ``n_sequences_expected`` are expected to run together mostly,
+    which ``Model.choose_attention`` wants to know. ``n_cells`` is how many cells the sequences of the unified layout
     share, ``n_ctx`` or more; None means ``n_ctx * n_sequences``, which streams always have. Negative or zero RoPE and
     YaRN values mean the model's own. ``cache_type_*`` are ggml type names such as ``f16``. ``adapter_scales`` has the
     weight of each of the model's ``adapters``; 0 leaves one out.
@@ -113,6 +114,7 @@ class ContextParams:
 
     n_ctx: int
     n_sequences: int = 1
+    n_sequences_expected: int = 1
     n_batch: int = 512
     n_ubatch: int = 512
     n_threads: int = 1
@@ -321,6 +323,14 @@ class Context(Protocol):
     def can_shift(self) -> bool:
         """Whether positions of cached tokens may be moved (``llama_memory_can_shift``)."""
 
+    @property
+    def n_threads_single(self) -> int | None:
+        """The threads that compute a token which is alone in its batch; None where ``set_n_threads`` rules that, too.
+
+        Flash attention cuts the cells of a single query into one piece a thread and adds the results up, so another
+        number of threads would give other bits. Everything else has the same bits with any number.
+        """
+
     def decode(self, batch: DecodeBatch) -> DecodeStatus:
         """Run one batch. Longer than ``n_batch``, empty, or with ids out of range: ``InvalidArgument`` before the call.
 
@@ -360,7 +370,8 @@ class Context(Protocol):
     def restore_sequence(self, sequence_id: int, state: bytes) -> bool:
         """False, and an empty sequence, when the state is not accepted (another model, version or layout, no room)."""
 
-    def set_n_threads(self, n_threads: int) -> None: ...
+    def set_n_threads(self, n_threads: int) -> None:
+        """For the decodes from now on, but for what ``n_threads_single`` has fixed."""
 
     def request_abort(self) -> None:
         """Make a decode that runs now return ABORTED soon; without effect when none runs. Any thread may call it."""
