@@ -325,11 +325,7 @@ class Context(Protocol):
 
     @property
     def n_threads_single(self) -> int | None:
-        """The threads that compute a token which is alone in its batch; None where ``set_n_threads`` rules that, too.
-
-        Flash attention cuts the cells of a single query into one piece a thread and adds the results up, so another
-        number of threads would give other bits. Everything else has the same bits with any number.
-        """
+        """The threads for a token alone in its batch, where another number gives other bits; None where none does."""
 
     def decode(self, batch: DecodeBatch) -> DecodeStatus:
         """Run one batch. Longer than ``n_batch``, empty, or with ids out of range: ``InvalidArgument`` before the call.
@@ -371,7 +367,7 @@ class Context(Protocol):
         """False, and an empty sequence, when the state is not accepted (another model, version or layout, no room)."""
 
     def set_n_threads(self, n_threads: int) -> None:
-        """For the decodes from now on, but for what ``n_threads_single`` has fixed."""
+        """For all decodes from now on but those that ``n_threads_single`` is for."""
 
     def request_abort(self) -> None:
         """Make a decode that runs now return ABORTED soon; without effect when none runs. Any thread may call it."""
