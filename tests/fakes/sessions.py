@@ -16,6 +16,7 @@ from wasi_nn_backend.kvcache import (
     StreamPool,
     common_prefix_length,
 )
+from wasi_nn_backend.kvcache.records import CachedSession
 
 N_CTX = 96
 N_SESSIONS_MAX = 12
@@ -213,9 +214,13 @@ class RandomSessions:
             self.happened["restore"] += 1
 
     def close(self, session_id: int) -> None:
-        self.memory.apply(self.pool.forget_session(session_id))
+        """As an engine does, or so that nothing stays."""
+        retires = self.random.random() < 0.7
+        close = self.pool.retire_session if retires else self.pool.forget_session
+        self.memory.apply(close(session_id))
         del self.sessions[session_id]
         self.happened["close"] += 1
+        self.happened["leave cells behind"] += len(self.leftovers()) > 0
 
     # What events are made of.
 
@@ -249,14 +254,24 @@ class RandomSessions:
                 n_own = n_common
             elif other.salt == salt:
                 n_shared = max(n_shared, n_common if other.n_exact is None else min(n_common, other.n_exact))
+        for cells in self.leftovers().values():
+            if cells.salt == salt:
+                n_shared = max(n_shared, min(common_prefix_length(cells.sharable(), prompt), len(prompt) - 1))
         return n_own, n_shared
+
+    def leftovers(self) -> dict[int, CachedSession]:
+        """What gone sessions have left, by stream."""
+        streams = enumerate(self.pool._streams)
+        return {stream: cells for stream, cells in streams if cells is not None and cells.is_leftover}
 
     # Checks.
 
     def check(self) -> None:
         """What can be counted; every few steps also each cell."""
         pool, memory = self.pool, self.memory
-        n_in_streams, n_in_host = sum(map(len, memory.streams)), sum(map(len, memory.host.values()))
+        left_in = self.leftovers()
+        n_in_streams = sum(len(cells) for stream, cells in enumerate(memory.streams) if stream not in left_in)
+        n_in_host = sum(map(len, memory.host.values()))
         assert pool.n_tokens_cached == n_in_streams + n_in_host
         assert pool.n_sessions_in_host == len(memory.host)
         assert pool.n_host_bytes == N_BYTES_PER_TOKEN * n_in_host
@@ -286,6 +301,10 @@ class RandomSessions:
                 cells = memory.streams[stream]
             assert len(cells) <= N_CTX
             assert tuple(token for token, _ in cells) == tokens
+        for stream, left in self.leftovers().items():
+            assert stream not in owned, "what is left lies in somebody's stream"
+            owned.add(stream)
+            assert [token for token, _ in memory.streams[stream]] == left.tokens
         assert all(not cells for stream, cells in enumerate(memory.streams) if stream not in owned)
         assert memory.host.keys() <= self.sessions.keys()
         if self.n_cells is not None:
@@ -299,5 +318,7 @@ class RandomSessions:
             self.close(session_id)
         self.check_every_cell()
         assert self.pool.n_tokens_cached == self.pool.n_cells_used == self.pool.n_host_bytes == 0
+        while evicted := self.pool.evict_idle():
+            self.memory.apply(evicted)
         assert not any(self.memory.streams)
         assert not self.memory.host

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.llama import FakeContext, FakeLlama, FakeModel
 from wasi_nn_backend.engine import Engine, EngineOptions, Generation, GenerationLimits, ShiftPolicy
 from wasi_nn_backend.errors import Cancelled, RuntimeFailure
+from wasi_nn_backend.kvcache import PoolLimits
 from wasi_nn_backend.llama.interface import ContextParams, DecodeBatch, DecodeStatus, Greedy, ModelParams
 from wasi_nn_backend.output import FinishReason
 from wasi_nn_backend.scheduler import Request
@@ -224,15 +225,38 @@ def test_time_limits_hold_while_a_run_waits_and_while_it_computes_its_prompt(mod
     assert now_s < 15
 
 
-def test_cells_are_gone_when_forget_returns(model: FakeModel, make_engine: MakeEngine) -> None:
-    context = context_of(model)
-    engine = make_engine(context)
+def test_cells_are_free_when_forget_returns(model: FakeModel, make_engine: MakeEngine) -> None:
+    engine = make_engine(context_of(model))
     run(engine, generation(model, 1), generation(model, 2))
-    assert context.n_cells_used() > 0
+    assert engine.statistics().n_cells_used > 0
     engine.forget_session(1)
     engine.forget_session(2)
     engine.forget_session(2)
-    assert context.n_cells_used() == 0
+    assert engine.statistics().n_cells_used == engine.statistics().n_tokens_cached == 0
+
+
+@pytest.mark.parametrize("shares_prefixes", [True, False])
+def test_without_sharing_nothing_stays_of_a_session(
+    model: FakeModel, make_engine: MakeEngine, *, shares_prefixes: bool
+) -> None:
+    context = context_of(model)
+    engine = make_engine(context, EngineOptions(limits=PoolLimits(shares_prefixes=shares_prefixes)))
+    run(engine, generation(model, 1))
+    engine.forget_session(1)
+    assert (context.n_cells_used() > 0) == shares_prefixes
+
+
+def test_one_session_after_the_other_computes_the_prompt_once(model: FakeModel, make_engine: MakeEngine) -> None:
+    engine = make_engine(context_of(model))
+    for session_id in range(1, 5):
+        each = generation(model, session_id)
+        n_tokens_prompt = len(each.request.tokens)
+        run(engine, each)
+        engine.forget_session(session_id)
+        assert each.request.n_tokens_shared == (n_tokens_prompt - 1 if session_id > 1 else 0)
+        alone = generation(model, session_id)
+        run(make_engine(context_of(model)), alone)
+        assert each.text == alone.text
 
 
 def test_no_batch_is_longer_than_n_batch_and_prompts_do_not_hold_up_generation(

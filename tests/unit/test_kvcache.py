@@ -15,6 +15,7 @@ from wasi_nn_backend.kvcache import (
     CacheStrategy,
     CopyStream,
     PoolLimits,
+    RemoveTail,
     RestoreState,
     SaveState,
     StreamPool,
@@ -45,6 +46,7 @@ def test_random_sessions_never_leak_or_mix_cells(limits: PoolLimits, seed: int) 
     assert (sessions.happened["shift of shared cells"] > 0) == (limits.shares_prefixes and n_cells is not None)
     assert (sessions.happened["preempt"] > 0) == (n_cells is not None)
     assert (sessions.happened["restore"] > 0) == (limits.n_host_bytes_max != 0)
+    assert (sessions.happened["leave cells behind"] > 0) == (limits.shares_prefixes and n_cells is None)
     assert all(sessions.happened[event] > 0 for event in ("run", "shift", "lose_stream", "evict", "close"))
     sessions.finish()
 
@@ -186,6 +188,50 @@ def test_partial_deletion_trims_a_tail() -> None:
         run(pool, memory, 1, A)
         run(pool, memory, 2, B, rest=False)
         assert pool.n_tokens_of(1) == len(memory.streams[0]) == n_left
+
+
+def test_the_next_session_goes_on_from_what_a_gone_one_left_where_it_lies() -> None:
+    pool, memory = pool_of(3)
+    run(pool, memory, 1, A)
+    memory.apply(pool.retire_session(1))
+    assert (pool.n_cells_used, pool.n_tokens_cached, pool.n_tokens_of(1)) == (0, 0, 0)
+    assignment = pool.assign(2, [*A[:30], 7, 7])
+    assert assignment is not None
+    assert (assignment.stream, assignment.n_tokens_reused) == (0, 30)
+    assert assignment.operations == (RemoveTail(0, 30),)
+
+
+def test_what_gone_sessions_left_goes_first_and_not_to_host_memory() -> None:
+    pool, memory = pool_of(2)
+    run(pool, memory, 1, A)
+    run(pool, memory, 2, B)
+    memory.apply(pool.retire_session(2))
+    run(pool, memory, 3, C)
+    assert not memory.host
+    assert run(pool, memory, 4, B) == 0
+    assert list(memory.host) == [1]
+
+
+def test_what_gone_sessions_left_counts_among_the_tokens_kept() -> None:
+    pool, memory = pool_of(3, n_tokens_max=100, trims_tails=False)
+    run(pool, memory, 1, A)
+    run(pool, memory, 2, B)
+    memory.apply(pool.retire_session(2))
+    run(pool, memory, 3, C)
+    assert [pool.n_tokens_of(session_id) for session_id in (1, 3)] == [40, 40]
+    assert sum(map(len, memory.streams)) == 80
+
+
+@pytest.mark.parametrize("reason", ["another salt", "no sharing", "too short", "running"])
+def test_cells_that_nobody_may_use_are_not_left(reason: str) -> None:
+    pool, memory = pool_of(2, shares_prefixes=reason != "no sharing")
+    tokens = A[: N_TOKENS_SHARED_MIN - 1] if reason == "too short" else A
+    run(pool, memory, 1, tokens, rest=reason != "running")
+    memory.apply(pool.retire_session(1))
+    assert any(memory.streams) == (reason == "another salt")
+    assignment = pool.assign(2, A, "another" if reason == "another salt" else "")
+    assert assignment is not None
+    assert assignment.n_tokens_reused == 0
 
 
 def test_without_host_memory_the_least_recently_used_is_forgotten() -> None:

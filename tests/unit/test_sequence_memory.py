@@ -156,6 +156,8 @@ def test_whatever_fails_the_books_and_the_cells_agree(plans: list[list[tuple[int
     for session_id in range(5):
         world.memory.forget(session_id)
     assert not world.memory._states
+    while evicted := world.pool.evict_idle():
+        world.memory.apply(evicted)
     assert world.context.n_cells_used() == 0
 
 

@@ -59,9 +59,9 @@ class MemorySettings(Section):
     enable_partial_cache_deletion: Annotated[
         bool, Field(description="cut a session's tail instead of forgetting all of it")
     ] = True
-    enable_token_cache_reuse: Annotated[bool, Field(description="share prompts that begin alike between contexts")] = (
-        True
-    )
+    enable_token_cache_reuse: Annotated[
+        bool, Field(description="share prompts that begin alike between contexts, closed ones included")
+    ] = True
     context_shifting: Annotated[
         bool,
         Field(

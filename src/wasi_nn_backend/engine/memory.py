@@ -106,7 +106,7 @@ class SequenceMemory:
     def forget(self, session_id: int) -> None:
         """A session is gone. Its state too if a fault of the planning kept the books' word on it from coming here."""
         self._states.pop(session_id, None)
-        self.apply(self._pool.forget_session(session_id))
+        self.apply(self._pool.retire_session(session_id))
 
     def export(self, session_id: int) -> ExportedCells:
         place = self._pool.place_of(session_id)

@@ -25,8 +25,9 @@ def choose_victim(strategy: CacheStrategy, candidates: Sequence[CachedSession], 
 
     with ``age`` in assignments since the last use and ``c(n) = n * (1 + n / 8192)`` the cost of computing n tokens:
     what others hold can be copied from them and costs nothing to lose; a prefix that many share is likely to be asked
-    for again. Ties go to the least recently used.
+    for again. Ties go to the least recently used. What gone sessions left behind goes before all others.
     """
+    candidates = [each for each in candidates if each.is_leftover] or candidates
     if strategy == "fifo":
         return min(candidates, key=lambda each: each.created)
     if strategy == "lru":

@@ -8,6 +8,9 @@ lies in the others.
 A unified cache is possible too: its streams draw from fewer cells than they could fill, and whoever needs cells gets
 those of idle sessions, then of sessions that the scheduler interrupts.
 
+What a session leaves behind when it is gone stays in its stream until somebody needs that: services that open a
+session for each request begin with the same prompt every time.
+
 Streams that run are kept side by side: llama.cpp computes those together whose ids follow on each other, so a gap
 between running streams costs a pass over the weights in every step, and moving a session costs less than two of them.
 """
@@ -19,16 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.kvcache.cells import SharedCells
-from wasi_nn_backend.kvcache.choosing import best_source, choose_stream
+from wasi_nn_backend.kvcache.choosing import best_source, choose_stream, fill_stream
 from wasi_nn_backend.kvcache.eviction import N_TOKENS_SHARED_MIN, choose_victim
-from wasi_nn_backend.kvcache.operations import (
-    CopyStream,
-    DropHostState,
-    KvOperation,
-    RemoveTail,
-    RestoreState,
-    SaveState,
-)
+from wasi_nn_backend.kvcache.operations import DropHostState, KvOperation, RemoveTail, SaveState
 from wasi_nn_backend.kvcache.prefix import common_prefix_length
 from wasi_nn_backend.kvcache.records import Assignment, CachedSession, PoolLimits, Source
 
@@ -61,6 +57,7 @@ class StreamPool:
         self._n_host_bytes = 0
         self.n_tokens_evicted = 0  # of sessions that left their stream or were forgotten, since the beginning
         self._evicted: dict[int, int] = {}  # the same by session, until it is gone
+        self._leftover_ids = itertools.count(-1, -1)  # sessions have positive ones
         self._uses = itertools.count(1)
         self._now = 0
 
@@ -70,10 +67,10 @@ class StreamPool:
 
     @property
     def n_cells_used(self) -> int:
-        """Cells that hold a token, those that several streams hold counted once."""
+        """Cells that hold a session's token, those that several streams hold counted once."""
         if self._shared is not None:
             return self._shared.n_used
-        return sum(len(cells.tokens) for cells in self._streams if cells is not None)
+        return sum(len(cells.tokens) for cells in self._streams if cells is not None and not cells.is_leftover)
 
     @property
     def n_cells_free(self) -> int | None:
@@ -82,8 +79,8 @@ class StreamPool:
 
     @property
     def n_tokens_cached(self) -> int:
-        """Over all sessions and both tiers. Counted along: the scheduler asks in every step."""
-        return self._n_tokens_cached
+        """Over all sessions and both tiers."""
+        return sum(len(cells.tokens) for cells in self._cells.values() if not cells.is_leftover)
 
     @property
     def n_host_bytes(self) -> int:
@@ -130,13 +127,13 @@ class StreamPool:
         if self.runs(session_id):
             raise InvalidArgument(f"session {session_id} runs already")
         own = self._cells.get(session_id)
-        target = choose_stream(self._streams, own, self.limits, self._now)
+        source = self._best_source(session_id, salt, tokens)
+        target = choose_stream(self._streams, own, source.cells, self.limits, self._now)
         if target is None:
             return None
-        source, lies_there = self._best_source(session_id, salt, tokens), self._streams[target]
+        lies_there = self._streams[target]
         makes_room = () if lies_there is None or lies_there is own else self._vacate(lies_there, target)
-        fills = self._fill(target, source, lies_there)
-        operations = [*makes_room, *fills, *self._forget_old_place(own, target)]
+        operations = [*makes_room, *fill_stream(target, source, lies_there), *self._forget_old_place(own, target)]
         self._account(operations)
         cells = own or CachedSession(session_id, salt, created=self._tick())
         cells.salt = salt
@@ -240,9 +237,25 @@ class StreamPool:
                 self._drop(cells)
 
     def forget_session(self, session_id: int) -> tuple[KvOperation, ...]:
-        """The session is gone, from whatever tier."""
+        """Nothing of the session is left, in whatever tier."""
         self._evicted.pop(session_id, None)
         return self._forget(session_id)
+
+    def retire_session(self, session_id: int) -> tuple[KvOperation, ...]:
+        """The session is gone. What it leaves in a stream others may go on from, as long as nobody needs the stream.
+
+        Not in a unified cache, where steps look at every cell that is used, and others would have to wait for these.
+        """
+        cells = self._cells.get(session_id)
+        if cells is None or cells.stream is None or cells.runs or self._shared is not None:
+            return self.forget_session(session_id)
+        if not self.limits.shares_prefixes or len(cells.sharable()) < N_TOKENS_SHARED_MIN:
+            return self.forget_session(session_id)
+        self._evicted.pop(session_id, None)
+        del self._cells[session_id]
+        cells.session_id, cells.is_leftover = next(self._leftover_ids), True
+        self._cells[cells.session_id] = cells
+        return ()
 
     def _forget(self, session_id: int) -> tuple[KvOperation, ...]:
         cells = self._cells.get(session_id)
@@ -297,7 +310,7 @@ class StreamPool:
     def enforce_limits(self) -> tuple[KvOperation, ...]:
         """Forget sessions, in the strategy's order, until what is kept is within the limits. Running ones stay."""
         operations: list[KvOperation] = []
-        while (n_excess := self.n_tokens_cached - self.limits.n_tokens_max) > 0:
+        while (n_excess := self._n_tokens_cached - self.limits.n_tokens_max) > 0:
             idle = [cells for cells in self._cells.values() if not cells.runs]
             if not idle:
                 break
@@ -332,28 +345,11 @@ class StreamPool:
         are until something else is done to the stream."""
         self._streams[stream] = None
         self._count_evicted(owner)
-        if self.limits.n_host_bytes_max == 0 or len(owner.tokens) < N_TOKENS_SHARED_MIN:
+        if owner.is_leftover or self.limits.n_host_bytes_max == 0 or len(owner.tokens) < N_TOKENS_SHARED_MIN:
             self._drop(owner)
             return ()
         owner.stream = None
         return (SaveState(stream, owner.session_id),)
-
-    def _fill(self, stream: int, source: Source, lies_there: CachedSession | None) -> Iterator[KvOperation]:
-        """Bring the source's tokens into a stream in which ``lies_there``'s still lie."""
-        cells, n_tokens = source.cells, source.n_tokens
-        n_lying = 0 if lies_there is None else len(lies_there.tokens)
-        if cells is None or n_tokens == 0:
-            n_tokens = 0
-        elif cells is lies_there:
-            pass
-        elif cells.stream is not None:
-            yield CopyStream(cells.stream, stream, n_tokens)
-            return
-        else:
-            yield RestoreState(cells.session_id, stream)
-            n_lying = len(cells.tokens)
-        if n_lying > n_tokens:
-            yield RemoveTail(stream, n_tokens)
 
     def _forget_old_place(self, own: CachedSession | None, stream: int) -> Iterator[KvOperation]:
         """The session's cells are in ``stream`` now: where they were before is free."""
@@ -379,6 +375,8 @@ class StreamPool:
         self._n_host_bytes -= cells.n_host_bytes
 
     def _count_evicted(self, cells: CachedSession, n_tokens_max: int | None = None) -> None:
+        if cells.is_leftover:
+            return
         n_tokens = len(cells.tokens[:n_tokens_max])
         self.n_tokens_evicted += n_tokens
         self._evicted[cells.session_id] = self._evicted.get(cells.session_id, 0) + n_tokens

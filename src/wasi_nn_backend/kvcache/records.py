@@ -40,7 +40,8 @@ class Assignment:
 class CachedSession:
     """A session's cached tokens. In a stream, or with ``stream`` None in host memory, where they take ``n_host_bytes``.
 
-    ``created`` and ``last_use`` count the pool's assignments.
+    ``created`` and ``last_use`` count the pool's assignments. ``is_leftover``: the session is gone, and what it left in
+    its stream is there for whoever starts with the same tokens, until the stream is needed.
     """
 
     session_id: int
@@ -52,6 +53,7 @@ class CachedSession:
     n_host_bytes: int = 0
     last_use: int = 0
     runs: bool = False
+    is_leftover: bool = False
 
     def update_exactness(self) -> None:
         """Where all that is left is exact, so is what comes behind it."""
