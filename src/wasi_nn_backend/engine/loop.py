@@ -370,7 +370,7 @@ class Engine:
         if generation.done:
             return
         self._scheduler.finish(generation.request)
-        self._book.add_request(generation.request)
+        self._book.add_run(generation)
         self._generations.pop(generation.request.id, None)
         self._deadlines.forget(generation)
         self._leave_queue(generation)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from wasi_nn_backend.engine.generation import Generation
 from wasi_nn_backend.kvcache import StreamPool
-from wasi_nn_backend.scheduler import Request
 
 __all__ = ["EngineStatistics", "SessionStatistics", "StatisticsBook"]
 
@@ -16,12 +16,15 @@ class SessionStatistics:
 
     ``n_tokens_prompt`` is what prompts had, of which ``n_tokens_reused`` were cached and ``n_tokens_shared`` of those
     came from another session; ``n_tokens_recomputed`` had been computed before and were lost to others in between.
+    ``n_tokens_computed`` went through the model: what was not cached of prompts, what was generated but for each run's
+    last token, what was lost.
     ``n_tokens_evicted`` left their stream for host memory, or the cache. ``n_interruptions`` is how often a run had to
     wait in its middle for lack of cells. ``n_host_bytes`` is what a session takes that left its stream.
     """
 
     n_runs: int = 0
     n_tokens_prompt: int = 0
+    n_tokens_computed: int = 0
     n_tokens_generated: int = 0
     n_tokens_reused: int = 0
     n_tokens_shared: int = 0
@@ -32,16 +35,13 @@ class SessionStatistics:
     n_tokens_cached: int = 0
     n_host_bytes: int = 0
 
-    @property
-    def n_tokens_computed(self) -> int:
-        """Tokens that went through the model: of prompts what was not cached, what was generated, what was lost."""
-        return self.n_tokens_prompt - self.n_tokens_reused + self.n_tokens_generated + self.n_tokens_recomputed
-
-    def add_request(self, request: Request) -> None:
+    def add_run(self, generation: Generation) -> None:
         """Count a run that is over."""
+        request = generation.request
         self.n_runs += 1
         self.n_tokens_prompt += request.n_tokens_prompt
-        self.n_tokens_generated += request.n_tokens_generated
+        self.n_tokens_computed += request.n_tokens_decoded
+        self.n_tokens_generated += generation.n_tokens_output
         self.n_tokens_reused += request.n_tokens_reused
         self.n_tokens_shared += request.n_tokens_shared
         self.n_tokens_shifted += request.n_tokens_shifted
@@ -96,10 +96,10 @@ class StatisticsBook:
     def add_step(self, n_sequences: int, n_tokens: int) -> None:
         self._engine.add_step(n_sequences, n_tokens)
 
-    def add_request(self, request: Request) -> None:
+    def add_run(self, generation: Generation) -> None:
         """Count a run that is over."""
-        self._engine.add_request(request)
-        self._sessions.setdefault(request.session_id, SessionStatistics()).add_request(request)
+        self._engine.add_run(generation)
+        self._sessions.setdefault(generation.request.session_id, SessionStatistics()).add_run(generation)
 
     def forget(self, session_id: int) -> None:
         self._sessions.pop(session_id, None)
