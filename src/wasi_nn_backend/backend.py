@@ -104,11 +104,14 @@ class Backend:
         need: ``model.n_gpu_layers`` decides. ``progress`` as in ``load_by_name``. Raises ``InvalidEncoding``,
         ``InvalidArgument`` (no GGUF), ``TooLarge``, ``Cancelled``.
         """
+        if not isinstance(encoding, GraphEncoding):
+            raise InvalidArgument(f"the encoding is a GraphEncoding, such as GraphEncoding.GGML; got {encoding!r}")
         if encoding not in (GraphEncoding.GGML, GraphEncoding.AUTODETECT):
             raise InvalidEncoding(f"this backend runs GGUF models: graph encoding {encoding.value} is not ggml")
         if not isinstance(target, ExecutionTarget):
             raise InvalidArgument(f"the execution target is one of cpu, gpu, tpu; got {target!r}")
-        if not all(isinstance(part, bytes) for part in builders):
+        parts: object = builders
+        if not isinstance(parts, Sequence) or not all(isinstance(part, bytes) for part in parts):
             raise InvalidArgument("load takes a sequence of bytes: [gguf] or [gguf, configuration]")
         if not 1 <= len(builders) <= 2:
             raise InvalidArgument(
@@ -177,7 +180,7 @@ class Backend:
 
         The graph lives as long as the backend. Also raises what ``load_by_name`` raises.
         """
-        saved = read_session(Path(path))
+        saved = read_session(path)
         known = self.registry.find(saved.graph) is not None or saved.graph in BUILTIN_MODELS
         return self.load_by_name(saved.graph if known else saved.path, progress=progress).restore(path)
 

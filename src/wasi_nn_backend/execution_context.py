@@ -152,7 +152,7 @@ class ExecutionContext(ContextSteps):
         with self._enter(needs_graph=True):
             self._end_open_run()
             saved = self._to_save(self._require_lease().engine.export_session(self.id))
-        write_session(Path(path), saved)
+        write_session(path, saved)
 
     def statistics(self) -> SessionStatistics:
         """Counts over this context's finished runs on its present model, and what of it is cached. Raises

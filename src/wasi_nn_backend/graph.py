@@ -163,7 +163,7 @@ class Graph:
 
         Raises ``NotFound`` (no such file), ``InvalidArgument`` (damaged, of another format or another model).
         """
-        saved = read_session(Path(path))
+        saved = read_session(path)
         if saved.fingerprint != self.fingerprint:
             raise InvalidArgument(
                 f'{path} was saved with another model ({saved.path}) than "{self.name}": load that one'

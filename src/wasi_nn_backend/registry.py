@@ -20,8 +20,10 @@ def model_path(model: str | Path) -> Path:
     """The file behind a built-in model's name or a path. A path is not checked here: loading it says what is wrong.
 
     Raises ``ModelNotFound`` when a built-in model's package is not installed or a path begins with the home folder
-    of a user who has none.
+    of a user who has none; ``InvalidArgument`` for what is neither.
     """
+    if not isinstance(model, str | Path):
+        raise InvalidArgument(f"a model is a built-in model's name or a GGUF's path, got {type(model).__name__}")
     if not isinstance(model, str) or model not in BUILTIN_MODELS:
         try:
             return Path(model).expanduser()

@@ -108,7 +108,9 @@ PYTHON_DOOR = Door(name="python", prompt_mode="chat", is_trusted=True)
 def input_bytes(value: Tensor | bytes | str) -> bytes:
     """The data of an input. Raises ``InvalidArgument`` for what is none."""
     if isinstance(value, Tensor):
-        return value.data
+        if not isinstance(value.data, bytes | bytearray | memoryview):
+            raise InvalidArgument(f"a Tensor's data is bytes, got {type(value.data).__name__}")
+        return bytes(value.data)
     if isinstance(value, str):
         return value.encode(errors="replace")
     if isinstance(value, bytes | bytearray | memoryview):

@@ -178,12 +178,14 @@ def wanted_context(model: ModelNumbers, settings: Settings, n_kv_bytes_elsewhere
     """
     n_ctx = resolved_n_ctx(model, settings)
     n_sequences = settings.backend.max_concurrent
+    n_cells = _n_cells(model, settings, n_ctx, n_kv_bytes_elsewhere)
+    # Who counts the users says so; who does not may well be the only one.
+    is_counted = "max_concurrent" in settings.backend.model_fields_set
     return replace(
         _as_configured(settings.model, n_ctx),
         n_sequences=n_sequences,
-        # Who counts the users says so; who does not may well be the only one.
-        n_sequences_expected=n_sequences if "max_concurrent" in settings.backend.model_fields_set else 1,
-        n_cells=_n_cells(model, settings, n_ctx, n_kv_bytes_elsewhere),
+        n_sequences_expected=min(n_sequences, n_cells // n_ctx) if is_counted else 1,
+        n_cells=n_cells,
         # Not less than the sequences, or a full set of generations would leave prompts no room.
         n_batch=max(settings.model.batch_size, n_tokens_step_max(settings) or 1, n_sequences),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -219,7 +219,10 @@ class Guest:
 
     def _wasi_config(self) -> WasiConfig:
         config, wasi = self._config, WasiConfig()
-        wasi.argv = [self._program_name(), *(config.args if config.invoke is None else ())]
+        arguments = [self._program_name(), *(config.args if config.invoke is None else ())]
+        _check_passable(arguments, "an argument")
+        _check_passable((text for item in config.env.items() for text in item), "an environment variable")
+        wasi.argv = arguments
         wasi.env = list(config.env.items())
         if config.stdin is not None:
             configure_input(wasi, config.stdin)
@@ -265,3 +268,10 @@ def _choose_dialect(imports: ModuleImports) -> Dialect:
         lines = "; ".join(map(str, imports.missing))
         raise UnsupportedOperation(f"the module imports what this host does not have: {lines}")
     return imports.dialect or WITX
+
+
+def _check_passable(texts: Iterable[object], what: str) -> None:
+    """WASI takes UTF-8 that ends with a NUL; wasmtime would cut a text there without a word."""
+    for text in texts:
+        if not isinstance(text, str) or "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidArgument(f"{what} of the guest is {text!r}: it must be UTF-8 text without NUL")

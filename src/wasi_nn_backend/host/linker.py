@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from wasmtime import Caller, Engine, Func, FuncType, ImportType, Linker, Module, Store, Val, WasmtimeError
 
 from wasi_nn_backend.dialects import CORE_DIALECTS, WASMEDGE, Dialect
-from wasi_nn_backend.errors import ErrorCode, WasiNNError
+from wasi_nn_backend.errors import ErrorCode, InvalidArgument, WasiNNError
 from wasi_nn_backend.host.core_abi import CoreAbi
 from wasi_nn_backend.host.legacy_abi import LegacyAbi
 from wasi_nn_backend.host.limits import HostLimits
@@ -126,8 +126,12 @@ def define_wasi_nn(
     never shares handles.
     ``write_stdout`` receives the text of guests that ask for ``stream-stdout``, on the guest's thread; by default it
     is written to the process's standard output.
+
+    Raises ``InvalidArgument`` for what is no dialect.
     """
-    dialect = dialect or WASMEDGE
+    dialect = WASMEDGE if dialect is None else dialect
+    if not isinstance(dialect, Dialect):
+        raise InvalidArgument(f"the dialect is one of CORE_DIALECTS or None, got {dialect!r}")
     state = GuestState(
         backend,
         dialect,

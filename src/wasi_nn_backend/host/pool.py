@@ -148,9 +148,11 @@ class GuestPool:
     ) -> None:
         self.close()
 
-    def _submit_one(self, config: RunConfig | WasiNNError) -> Future[GuestOutput]:
+    def _submit_one(self, config: object) -> Future[GuestOutput]:
         if isinstance(config, RunConfig):
             return self.submit(config)
+        if not isinstance(config, WasiNNError):
+            config = InvalidArgument(f"a guest is described by a RunConfig, got {type(config).__name__}")
         failed: Future[GuestOutput] = Future()
         failed.set_result(_not_started(config))
         return failed

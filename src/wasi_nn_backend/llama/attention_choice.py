@@ -261,8 +261,11 @@ def _by_preference(
     """
     if params.n_sequences_expected == 1 or params.n_ctx > _N_CTX_FLASH_MAX:
         return options
-    measured = (option for option in options if option in steps_s)
-    return sorted(measured, key=lambda option: (option.kv_layout, option.flash_attention == "off")) or options
+    measured = [option for option in options if option in steps_s]
+    measured.sort(
+        key=lambda option: (option.kv_layout, (option.kv_layout, option.flash_attention) == ("streams", "off"))
+    )
+    return measured or options
 
 
 def decide(options: Sequence[AttentionOption], steps_s: Mapping[AttentionOption, float]) -> AttentionOption:

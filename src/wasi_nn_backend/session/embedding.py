@@ -130,7 +130,7 @@ def embed_texts(lease: EngineLease, texts: Iterable[str], task: Task) -> Steps[n
 
 
 def _tokenize(lease: EngineLease, texts: Iterable[str]) -> list[list[int]]:
-    if isinstance(texts, str | bytes):
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise InvalidArgument("embed takes a list of texts: put the single text into one")
     vocabulary = lease.model.vocabulary
     return [

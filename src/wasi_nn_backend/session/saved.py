@@ -63,11 +63,13 @@ def model_fingerprint(model: Model, path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_session(path: Path, saved: SavedSession, *, part: Path | None = None) -> None:
+def write_session(path: str | Path, saved: SavedSession, *, part: Path | None = None) -> None:
     """``part`` is the file that is written first, for callers who are alone with it; None is one that nobody else has.
 
-    Raises ``RuntimeFailure`` when the file cannot be written; what was there before stays then.
+    Raises ``RuntimeFailure`` when the file cannot be written, what was there before stays then, and
+    ``InvalidArgument`` (no path).
     """
+    path = _checked(path)
     header = {
         "version": _VERSION,
         "fingerprint": saved.fingerprint,
@@ -98,8 +100,25 @@ def write_session(path: Path, saved: SavedSession, *, part: Path | None = None) 
         raise RuntimeFailure(f"the session could not be saved to {path}: {error.strerror or error}") from error
 
 
-def read_session(path: Path) -> SavedSession:
-    """Raises ``NotFound`` (no such file) and ``InvalidArgument`` (no session, damaged, of another version)."""
+def _checked(path: str | Path) -> Path:
+    if not isinstance(path, str | Path):
+        raise InvalidArgument(f"a saved session's path is a str or a Path, got {type(path).__name__}")
+    if "\0" in str(path) or not _is_encodable(path):
+        raise InvalidArgument(f"{str(path)!r} cannot be a file's path: leave out NUL and half a surrogate pair")
+    return Path(path)
+
+
+def _is_encodable(path: str | Path) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_session(path: str | Path) -> SavedSession:
+    """Raises ``NotFound`` (no such file) and ``InvalidArgument`` (no path, no session, damaged, of another version)."""
+    path = _checked(path)
     try:
         with path.open("rb") as file:
             magic, checksum = file.read(len(_MAGIC)), file.readline(80).strip()
