@@ -168,7 +168,8 @@ class Backend:
             return graph
         if not door.is_trusted:
             raise NotFound(f'no graph is registered as "{name}"; registered: {self._names()}')
-        if name not in BUILTIN_MODELS and os.sep not in name and not Path(name).exists():
+        # Not Path.exists, which raises for names that no file can have.
+        if name not in BUILTIN_MODELS and os.sep not in name and not os.path.exists(name):
             raise NotFound(
                 f'"{name}" is no registered graph, no built-in model and no file; registered: {self._names()}, '
                 f"built in: {', '.join(sorted(BUILTIN_MODELS))}"

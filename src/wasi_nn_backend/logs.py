@@ -20,7 +20,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-__all__ = ["LIBRARY_LOGGER", "TRACE", "LogEvent", "LogOptions", "LogOutput", "reopen_files"]
+__all__ = ["LIBRARY_LOGGER", "TRACE", "LogEvent", "LogOptions", "LogOutput", "has_outputs", "reopen_files"]
 
 LIBRARY_LOGGER: Final = "wasi_nn_backend"
 
@@ -127,6 +127,11 @@ class LogOutput:
                 logger.setLevel(self._handler.level_without)
                 self._handler.close()
             _set_logger_level()
+
+
+def has_outputs() -> bool:
+    """Whether a configuration has asked for a log, which then gets all records."""
+    return any(_handlers())
 
 
 def reopen_files() -> bool:

@@ -20,15 +20,15 @@ def model_path(model: str | Path) -> Path:
     """The file behind a built-in model's name or a path. A path is not checked here: loading it says what is wrong.
 
     Raises ``ModelNotFound`` when a built-in model's package is not installed or a path begins with the home folder
-    of a user who has none; ``InvalidArgument`` for what is neither.
+    of a user who has none, or whom no system can have; ``InvalidArgument`` for what is neither.
     """
     if not isinstance(model, str | Path):
         raise InvalidArgument(f"a model is a built-in model's name or a GGUF's path, got {type(model).__name__}")
     if not isinstance(model, str) or model not in BUILTIN_MODELS:
         try:
             return Path(model).expanduser()
-        except RuntimeError as error:
-            raise ModelNotFound(f"{model}: {error}; write the path in full") from error
+        except (RuntimeError, ValueError) as error:  # ValueError: a NUL in the user's name
+            raise ModelNotFound(f"{str(model)!r}: {error}; write the path in full") from error
     package, file_name = BUILTIN_MODELS[model]
     # The package is looked up, not imported: its own code sets up a plugin system that nobody asked for here.
     spec = importlib.util.find_spec(package)

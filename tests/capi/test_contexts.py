@@ -95,19 +95,69 @@ def test_a_session_that_a_limit_has_closed_begins_anew(limit: str, clock: Clock,
     host.close()
 
 
-def test_a_server_that_never_closes_does_not_grow(tiny_model_path: Path) -> None:
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_server_that_never_closes_does_not_grow(is_named: bool, tiny_model_path: Path) -> None:
     n_kept = 4
     with Backend(GREEDY | {"max_sessions": 2}, llama=FakeLlama()) as backend:
         graph = backend.load_by_name(tiny_model_path)
         table = ContextTable(n_closed_kept=n_kept)
 
         def open_one(n: int) -> int:
-            return table.add(lambda: graph.init_execution_context({"session_id": f"user {n}"}))
+            config = {"session_id": f"user {n}"} if is_named else None
+            return table.add(lambda: graph.init_execution_context(config))
 
         handles = [open_one(n) for n in range(100)]
         still_known = [handle in table for handle in handles]
         assert sum(still_known) <= 2 * (n_kept + 2) + 1
         assert all(still_known[-n_kept - 2 :])  # the latest ones, and those that are open
+        with pytest.raises(InvalidArgument, match="max_sessions"):
+            table.get(handles[-3]).compute()
+
+
+def test_what_was_used_last_stays(clock: Clock, tiny_model_path: Path) -> None:
+    with Backend(GREEDY | {"max_sessions": 2}, llama=FakeLlama(), clock=clock) as backend:
+        graph = backend.load_by_name(tiny_model_path)
+        table = ContextTable(n_closed_kept=1)
+        first = table.add(graph.init_execution_context)
+        for _ in range(20):
+            clock.now_s += 1
+            table.get(first).run_inference("hello")
+            table.add(graph.init_execution_context)
+        assert first in table  # one of the two that are open
+        for _ in range(2):
+            table.add(graph.init_execution_context)
+        assert table.get(first).is_closed
+        assert first in table
+
+
+def test_contexts_of_unloaded_graphs_end_but_for_the_last_ones(tiny_model_path: Path) -> None:
+    """Also those that nobody closed, whose graph they would keep in memory."""
+    n_kept = 4
+    with Backend(GREEDY, llama=FakeLlama()) as backend:
+        table = ContextTable(n_closed_kept=n_kept)
+        contexts = []
+        for _ in range(60):
+            graph = backend.load_by_name(tiny_model_path)
+            handle = table.add(graph.init_execution_context)
+            contexts.append(table.get(handle))
+            graph.unload()
+        open_ones = [context for context in contexts if not context.is_closed]
+        assert n_kept <= len(open_ones) <= 2 * n_kept + 1
+        assert open_ones == contexts[-len(open_ones) :]
+
+
+def test_few_after_many_are_looked_at_again(tiny_model_path: Path) -> None:
+    with Backend(GREEDY | {"max_sessions": 200}, llama=FakeLlama()) as backend:
+        graph = backend.load_by_name(tiny_model_path)
+        table = ContextTable(n_closed_kept=2)
+        for handle in [table.add(graph.init_execution_context) for _ in range(100)]:
+            table.close(handle)
+        contexts = [table.get(table.add(graph.init_execution_context)) for _ in range(10)]
+        graph.unload()
+        graph = backend.load_by_name(tiny_model_path)
+        for _ in range(12):
+            table.add(graph.init_execution_context)
+        assert sum(not context.is_closed for context in contexts) == 2
 
 
 def test_a_session_stays_on_its_graph_while_it_is_open(host: Host, tiny_model_path: Path) -> None:

@@ -117,14 +117,45 @@ def test_a_guests_paths_are_refused_and_the_log_says_why(
         assert words in rule
 
 
-def compile_alone(tmp_path: Path, *flags: str) -> Path:
+def test_warnings_go_to_standard_error_until_a_configuration_says_where(
+    compile_program: Compile, library_dir: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    """The log of a graph lasts until it is unloaded."""
+    program, log = compile_program("keys.c", library_dir), tmp_path / "log"
+    logs: tuple[dict[str, str], ...] = ({}, {"level": "info"}, {"file": str(log)}, {"level": "error"}, {})
+    configs = [{"max_tokens": 1, "logging": logging, f"nonsense_{n}": 1} for n, logging in enumerate(logs)]
+    done = subprocess.run(
+        [program, tiny_model_path, "hello"],
+        input="".join(f"{json.dumps(config)}\n" for config in configs),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=110,
+        env={**os.environ, "WASI_NN_ATTENTION_PROBE": "0"},
+    )
+    own: list[str] = []
+    configured: list[str] = []
+    for line in done.stderr.splitlines():
+        (own if line.startswith("wasi-nn: ") else configured).append(line)
+    assert ["nonsense_0" in line or "nonsense_4" in line for line in own] == [True, True]
+    assert [line for line in configured if " info: " in line]
+    assert ["nonsense_1" in line for line in configured if " warn: " in line] == [True]
+    assert log.read_text().count("nonsense_2") == 1
+
+
+def compile_alone(tmp_path: Path, *flags: str, program: str = "shim_alone.c") -> Path:
     need("gcc")
     target = tmp_path / "alone"
-    sources = [PROGRAMS / "shim_alone.c", PROGRAMS / "stand_in.c", SHIM / "calls.c", SHIM / "exports.c"]
+    sources = [PROGRAMS / program, PROGRAMS / "stand_in.c", SHIM / "calls.c", SHIM / "exports.c"]
     includes = [f"-I{path}" for path in (PROGRAMS, INCLUDE_DIR, SHIM)]
     version = '-DWASI_NN_VERSION="0"'
     run("gcc", "-std=gnu11", "-O1", *STRICT, *flags, version, *includes, *sources, "-pthread", "-o", target)
     return target
+
+
+def test_a_cancelled_thread_leaves_no_call_and_a_forked_process_ends(tmp_path: Path) -> None:
+    program = compile_alone(tmp_path, "-Wl,--wrap=pthread_cond_signal", program="interrupted.c")
+    assert run(program) == "done\n"
 
 
 @pytest.mark.slow

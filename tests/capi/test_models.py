@@ -101,6 +101,16 @@ def test_plain_paths_are_for_trusted_callers_or_where_they_are_allowed(
         read().find("smollm2", is_trusted=False)
 
 
+def test_bytes_are_for_trusted_callers_or_where_they_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    read().check_bytes(is_trusted=True)
+    read(WASI_NN_MODELS="a=/a.gguf").check_bytes(is_trusted=True)
+    for allowed in ("WASI_NN_ALLOW_LOAD_BYTES", "WASI_NN_ALLOW_ANY_PATH"):
+        read(**{allowed: "1"}).check_bytes(is_trusted=False)
+        with pytest.raises(SecurityViolation, match="WASI_NN_ALLOW_LOAD_BYTES=1"):
+            read(**{allowed: "yes"}).check_bytes(is_trusted=False)
+    assert caplog.text.count("a model's bytes are refused: only names are allowed here") == 2
+
+
 def test_any_path_goes_beside_a_folder_where_it_is_allowed(models: Path) -> None:
     environment = read(WASI_NN_MODEL_DIR=str(models), WASI_NN_ALLOW_ANY_PATH="1")
     outside = models.parent / "outside.gguf"
@@ -111,5 +121,7 @@ def test_any_path_goes_beside_a_folder_where_it_is_allowed(models: Path) -> None
 def test_a_plain_path_has_to_be_a_file(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         read().find(str(tmp_path / "missing.gguf"), is_trusted=True)
+    with pytest.raises(ModelNotFound):  # too long once the home folder is before it
+        read().find("~/" + "a/" * 2046, is_trusted=True)
     with pytest.raises(InvalidArgument, match="no regular file"):
         read().find(str(tmp_path), is_trusted=True)

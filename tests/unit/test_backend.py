@@ -566,6 +566,15 @@ def test_names_and_paths(tiny_model_path: Path, tmp_path: Path) -> None:
             backend.register("gone", tiny_model_path)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b", "a\ud800", "smollm2\0"])
+def test_names_that_no_file_can_have_are_unknown(name: str) -> None:
+    with Backend(llama=FakeLlama()) as backend:
+        with pytest.raises(NotFound, match="no registered graph"):
+            backend.load_by_name(name)
+        with pytest.raises(ModelNotFound, match="GGUF file"):
+            backend.load_by_name(f"./{name}")
+
+
 def test_load_takes_the_files_bytes(make_graph: MakeGraph, llama: FakeLlama | None, tiny_model_path: Path) -> None:
     text = make_graph().init_execution_context().run_inference("same weights")
     config = {"max_tokens": 24, "prompt_mode": "raw", "threads": 1, "n_ctx": 512} | GREEDY

@@ -84,9 +84,10 @@ def test_a_path_is_taken_as_it_is_and_not_looked_at(monkeypatch: pytest.MonkeyPa
     assert model_path("~/a.gguf") == tmp_path / "a.gguf"
 
 
-def test_the_home_of_nobody_is_a_missing_model() -> None:
+@pytest.mark.parametrize("user", ["no-such-user-here", "a\0b"])
+def test_the_home_of_nobody_is_a_missing_model(user: str) -> None:
     with pytest.raises(ModelNotFound, match="write the path in full") as caught:
-        model_path("~no-such-user-here/a.gguf")
+        model_path(f"~{user}/a.gguf")
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
 
 

@@ -177,8 +177,10 @@ def _compile(
         _run([*common, *flags, *warnings, "-c", str(source), "-o", str(objects[-1])])
     # Written beside and renamed: a program that has the old one open keeps it.
     partial = folder / f".{library.file_name}.new"
-    hidden = [f"-Wl,--version-script={exports}", "-Wl,-z,nodelete", f"-Wl,-soname,{library.file_name}"]
-    _run([*common, *flags, "-shared", *map(str, objects), *link, *hidden, "-ldl", "-o", str(partial)])
+    # -Bsymbolic: exported functions call each other. Else a host's function of the same name, or the other library's,
+    # would be called in their place.
+    link += [f"-Wl,--version-script={exports}", "-Wl,-Bsymbolic", "-Wl,-z,nodelete", f"-Wl,-soname,{library.file_name}"]
+    _run([*common, *flags, "-shared", *map(str, objects), *link, "-ldl", "-o", str(partial)])
     partial.replace(folder / library.file_name)
 
 

@@ -50,6 +50,7 @@ class Calls:
             raise InvalidEncoding(f"graph encoding {call.index} is none of the header's: pass ggml")
         host = self._host(call)
         target = self.dialect.target(call.target)
+        host.check_takes_bytes()  # before they are copied
         builders = [self._bytes(call.text), *filter(None, [self._bytes(call.config)])]
         door = self.dialect.door
         call.handle_out = host.add_graph(lambda: host.backend.load(builders, encoding, target, door=door))

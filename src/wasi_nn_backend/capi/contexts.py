@@ -22,7 +22,8 @@ class ContextTable:
     C programs compare numbers, and a server asks for a session at each request: a number for each opening would make
     one session look like many, and fill the table. Once a limit has closed a session, the next opening makes a new
     context under a new number, since the conversation is not the same. The old number can be read and closed. Such
-    servers never close, so of all those old numbers the ``n_closed_kept`` latest stay valid, or a few more.
+    servers never close, so of all numbers of contexts that a limit has closed or whose graph is unloaded, the
+    ``n_closed_kept`` that were used last stay valid, or a few more.
     """
 
     def __init__(self, n_closed_kept: int = _N_CLOSED_KEPT) -> None:
@@ -33,7 +34,7 @@ class ContextTable:
         self._n_openings: dict[int, int] = {}
         self._of_session: dict[ExecutionContext, int] = {}
         self._by_name: dict[str, ExecutionContext] = {}  # the last one that was opened
-        self._n_closed_kept = self._n_sessions_to_look_at = n_closed_kept
+        self._n_closed_kept = self._n_handles_to_look_at = n_closed_kept
 
     def __contains__(self, handle: int) -> bool:
         return handle in self._n_openings
@@ -49,16 +50,19 @@ class ContextTable:
 
     def add(self, make: Callable[[], ExecutionContext]) -> int:
         """The handle of the context that ``make`` opens. Raises what that raises, and ``Busy`` for too many."""
+        dropped: list[ExecutionContext] = []
         with self._handles.reserve() as publish:
             context = make()
             with self._lock:
                 handle = self._of_session.get(context)
                 if handle is None:
-                    self._drop_old_ones()
+                    dropped = self._drop_old_ones()
                     handle = publish(context)
                     self._n_openings[handle] = 0
                     self._remember(context, handle)
                 self._n_openings[handle] += 1
+        for old in dropped:
+            old.shut_down()  # of an unloaded graph: nobody else is left to close it
         return handle
 
     def configure(self, handle: int, config: bytes) -> None:
@@ -115,19 +119,26 @@ class ContextTable:
             self._by_name.clear()
             return self._handles.drain()
 
-    def _drop_old_ones(self) -> None:
-        """Looks when there are twice as many sessions as were left the last time: each is looked at a few times."""
-        if len(self._of_session) <= self._n_sessions_to_look_at:
-            return
-        closed = [(context, handle) for context, handle in self._of_session.items() if context.is_closed]
-        for context, handle in closed[: -self._n_closed_kept]:
+    def _drop_old_ones(self) -> list[ExecutionContext]:
+        """Looks when there are twice as many handles as were left the last time: each is looked at a few times."""
+        if len(self._n_openings) <= self._n_handles_to_look_at:
+            return []
+        found = [(self._handles.get(handle), handle) for handle in self._n_openings]
+        ended = [item for item in found if _has_ended(item[0])]
+        ended.sort(key=lambda item: item[0].last_used_s)
+        dropped = ended[: -self._n_closed_kept]
+        for context, handle in dropped:
             self._drop(context, handle)
-        self._n_sessions_to_look_at = 2 * len(self._of_session)
+        self._n_handles_to_look_at = max(self._n_closed_kept, 2 * len(self._n_openings))
+        return [context for context, _ in dropped]
 
     def _drop(self, context: ExecutionContext, handle: int) -> None:
         del self._n_openings[handle]
         self._handles.remove(handle)
         self._forget(context, handle)
+        self._n_handles_to_look_at = max(
+            self._n_closed_kept, min(self._n_handles_to_look_at, 2 * len(self._n_openings))
+        )
 
     def _remember(self, context: ExecutionContext, handle: int) -> None:
         if context.session_id:
@@ -140,3 +151,8 @@ class ContextTable:
             del self._of_session[context]
             if self._by_name.get(context.session_id) is context:
                 del self._by_name[context.session_id]
+
+
+def _has_ended(context: ExecutionContext) -> bool:
+    """Nothing can be computed in it any more, and nothing is."""
+    return context.is_closed or (not context.graph.alive and context.state == "idle")

@@ -52,6 +52,10 @@ class Host:
                     self.backend.register(name, path)
         return self.backend.load_by_name_with_config(str(path), config, door=self._door)
 
+    def check_takes_bytes(self) -> None:
+        """Raises ``SecurityViolation`` where callers load models by their names only."""
+        self._environment.check_bytes(is_trusted=self._door.is_trusted)
+
     def add_graph(self, make: Callable[[], Graph]) -> int:
         with self.graphs.reserve() as publish:
             graph = make()

@@ -22,13 +22,15 @@ _N_COMPONENT_BYTES_MAX = 255
 class Environment:
     """The variables of the environment as they were when a backend was opened.
 
-    ``models`` maps names to paths or built-in models, ``folders`` is searched in order. With one of the two, nothing
-    else may be loaded unless ``allows_any_path``; with neither, that depends on who calls.
+    ``models`` maps names to paths or built-in models, ``folders`` is searched in order. With one of the two, no other
+    name may be loaded unless ``allows_any_path``; with neither, that depends on who calls. ``allows_bytes`` lets
+    callers that are not trusted pass a model's bytes.
     """
 
     models: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
     allows_any_path: bool = False
+    allows_bytes: bool = False
     config_file: Path | None = None
 
     @classmethod
@@ -46,6 +48,7 @@ class Environment:
             models=models,
             folders=tuple(map(Path, folders)),
             allows_any_path=getenv("WASI_NN_ALLOW_ANY_PATH") == "1",
+            allows_bytes=getenv("WASI_NN_ALLOW_LOAD_BYTES") == "1",
             config_file=Path(config) if config else None,
         )
 
@@ -72,6 +75,16 @@ class Environment:
             raise self._refused(name, "no model is allowed here; set WASI_NN_MODELS or WASI_NN_MODEL_DIR")
         raise NotFound(f'there is no model "{name}" in WASI_NN_MODELS and WASI_NN_MODEL_DIR; add it there')
 
+    def check_bytes(self, *, is_trusted: bool) -> None:
+        """May a caller pass a model's bytes? Raises ``SecurityViolation`` (and logs the rule) where it may not.
+
+        Who may load any file may pass its bytes.
+        """
+        if not (is_trusted or self.allows_bytes or self.allows_any_path):
+            rule = "only names are allowed here; load it by its name, or set WASI_NN_ALLOW_LOAD_BYTES=1"
+            _log.warning("a model's bytes are refused: %s", rule)
+            raise SecurityViolation(f"a model's bytes are refused: {rule}")
+
     def _inside(self, folder: Path, name: str) -> Path | None:
         """The file below a folder; None when there is none. What leads out of the folder is refused, there or not."""
         if os.path.isabs(name) and not self.allows_any_path:
@@ -91,7 +104,7 @@ class Environment:
 
     def _anywhere(self, name: str) -> Path:
         path = model_path(name)
-        if not path.exists():
+        if not os.path.exists(path):  # also for a path that is too long once it is complete
             raise ModelNotFound(f'there is no model file "{name}"; check the path, and where the host was started')
         if not path.is_file():
             raise InvalidArgument(f'"{name}" is no regular file; name a GGUF file')

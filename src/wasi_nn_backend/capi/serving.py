@@ -15,23 +15,26 @@ from wasi_nn_backend.errors import ErrorCode, RuntimeFailure, WasiNNError
 __all__ = ["bind", "prepare"]
 
 _log = logging.getLogger(__name__)
-_LIBRARY_LOGGER = "wasi_nn_backend"
 
 
 def prepare(is_own_interpreter: bool) -> None:
     """Import everything, before cffi starts: what fails here is reported as one line.
 
-    In an interpreter that the library started itself nobody else sets up logging: warnings go to standard error.
+    In an interpreter that the library started itself nobody else sets up logging: warnings go to standard error, while
+    no configuration says where they are to go.
     """
     with _without_blas_threads():
         import wasi_nn_backend.capi.calls  # noqa: F401
         from wasi_nn_backend.llama import load_llama
+        from wasi_nn_backend.logs import LIBRARY_LOGGER, has_outputs
 
         load_llama()
     if is_own_interpreter:
         handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(logging.WARNING)  # a configuration that wants more sets the level of the logger
+        handler.addFilter(lambda record: not has_outputs())
         handler.setFormatter(logging.Formatter("wasi-nn: %(levelname)s: %(message)s"))
-        logging.getLogger(_LIBRARY_LOGGER).addHandler(handler)
+        logging.getLogger(LIBRARY_LOGGER).addHandler(handler)
         _close_null_files()
 
 

@@ -1,5 +1,6 @@
 /* Stands in for Python, so that valgrind and the thread sanitizer see the shim alone: llama.cpp uses instructions that
- * valgrind does not know. Answers an input with itself. */
+ * valgrind does not know. Answers an input with itself; fini_single ends when cancel was called. */
+#include <semaphore.h>
 #include <string.h>
 
 #include "calls.h"
@@ -21,6 +22,13 @@ void wasi_nn_regain_gil(void *released)
     (void)released;
 }
 
+static sem_t cancelled;
+
+static void __attribute__((constructor)) prepare(void)
+{
+    sem_init(&cancelled, 0, 0);
+}
+
 static void answer(wasi_nn_call *call)
 {
     call->code = success;
@@ -31,6 +39,10 @@ static void answer(wasi_nn_call *call)
         strncpy(call->message, "the stand-in does not compute", call->n_message_bytes_max);
     } else if (call->operation == OP_REFUSE_NAME) {
         call->code = invalid_argument;
+    } else if (call->operation == OP_FINI_SINGLE) {
+        sem_wait(&cancelled);
+    } else if (call->operation == OP_CANCEL) {
+        sem_post(&cancelled);
     } else if (call->operation == OP_RUN_INFERENCE) {
         call->n_bytes = call->text.n_bytes;
         if (call->n_bytes > call->capacity)

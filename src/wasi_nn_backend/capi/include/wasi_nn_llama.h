@@ -152,7 +152,8 @@ wasi_nn_error deinit_backend(void *ctx);
 
 /* -- Models -------------------------------------------------------------------------------------------------------- */
 
-/* Load a model from memory, `builder->buf[0]`. The bytes are copied to a temporary file. Blocks until it is loaded. */
+/* Load a model from memory, `builder->buf[0]`. The bytes are copied to a temporary file. Blocks until it is loaded. With
+ * WASI_NN_WAMR this needs WASI_NN_ALLOW_LOAD_BYTES=1 (or WASI_NN_ALLOW_ANY_PATH=1), else it is `unsupported_operation`. */
 wasi_nn_error load(void *ctx, graph_builder_array *builder, graph_encoding encoding, execution_target target,
                    graph *g);
 
@@ -182,17 +183,18 @@ wasi_nn_error init_execution_context(void *ctx, graph g, graph_execution_context
 wasi_nn_error init_execution_context_with_session_id(void *ctx, const char *session_id,
                                                      graph_execution_context *exec_ctx);
 
-/* Set what to compute: `index` 0 is the prompt, 1 configuration JSON for this context. The data is copied. A `session_id`
- * in the configuration makes the handle stand for that session. */
+/* Set what to compute: `index` 0 is the prompt, 1 configuration JSON for this context, any other counts as 0. The data is
+ * copied. A `session_id` in the configuration makes the handle stand for that session. */
 wasi_nn_error set_input(void *ctx, graph_execution_context exec_ctx, uint32_t index, tensor *input);
 
 /* Generate the answer to the prompt. Blocks until it is complete; cancel() ends it from another thread. After
  * `context_full` and after a cancelled call the text so far can be read. */
 wasi_nn_error compute(void *ctx, graph_execution_context exec_ctx);
 
-/* Copy an output: `index` 0 is the text, 1 metadata JSON. `*output_tensor_size` holds the capacity of `output` (with
- * WASI_NN_WAMR the capacity is `output->size`, and `*output_tensor_size` is not read) and then the number of bytes written.
- * A NUL follows where there is room, and is not counted. Where the output does not fit, nothing is written but its length to
+/* Copy an output: `index` 0 is the text, 1 metadata JSON, any other counts as 0. Before the first compute the text has 0
+ * bytes, which is `success`. `*output_tensor_size` holds the capacity of `output` (with WASI_NN_WAMR the capacity is
+ * `output->size`, and `*output_tensor_size` is not read) and then the number of bytes written. A NUL follows where there
+ * is room, and is not counted. Where the output does not fit, nothing is written but its length to
  * `*output_tensor_size`, the result is `too_large`, and the output can be asked for again.
  * A capacity of 0 counts as the number in WASI_NN_LEGACY_OUTPUT_BYTES, if that is set in the environment: text is then
  * cut to fit. That is for programs that never set the capacity. */

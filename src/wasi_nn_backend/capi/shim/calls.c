@@ -182,6 +182,8 @@ wasi_nn_call *wasi_nn_next_call(wasi_nn_call *finished)
 
 void wasi_nn_python_ends(void)
 {
+    if (is_fork)
+        return; /* the threads are the other process's */
     pthread_mutex_lock(&pool.lock);
     pool.ended = true;
     while (pool.stopping)
@@ -222,6 +224,28 @@ static void wait_for(ticket *waiting)
 
 static void watch_exit(uint32_t operation);
 
+/* What a caller gets back when its call is over. */
+typedef struct caller {
+    void *released_gil;
+    int cancel_state;
+} caller;
+
+/* From here to leave_call the caller may wait, and a thread that is cancelled in a wait would leave its call and buffers
+ * to the thread that works on them, or a lock closed. So pthread_cancel has effect after the call: cancel() ends one. */
+static caller enter_call(void)
+{
+    caller entered = {NULL, 0};
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &entered.cancel_state);
+    entered.released_gil = wasi_nn_release_gil();
+    return entered;
+}
+
+static void leave_call(caller entered)
+{
+    wasi_nn_regain_gil(entered.released_gil);
+    pthread_setcancelstate(entered.cancel_state, NULL);
+}
+
 /* The caller does not hold Python's lock here. */
 static wasi_nn_error hand_over(wasi_nn_call *call)
 {
@@ -247,9 +271,9 @@ static wasi_nn_error hand_over(wasi_nn_call *call)
 
 wasi_nn_error wasi_nn_submit(wasi_nn_call *call)
 {
-    void *released = wasi_nn_release_gil();
+    caller entered = enter_call();
     wasi_nn_error code = hand_over(call);
-    wasi_nn_regain_gil(released);
+    leave_call(entered);
     return code;
 }
 
@@ -267,6 +291,8 @@ static void watch_fork(void)
 static void close_at_exit(void)
 {
     wasi_nn_call call = {.operation = OP_CLOSE_ALL};
+    if (is_fork)
+        return;
     pthread_mutex_lock(&pool.lock);
     bool is_needed = pool.n_users > 0 && !pool.ended;
     pthread_mutex_unlock(&pool.lock);
@@ -312,21 +338,21 @@ wasi_nn_error wasi_nn_open(wasi_nn_call *call)
     if (is_fork)
         return hand_over(call); /* says so */
     pthread_once(&once, watch_fork);
-    void *released = wasi_nn_release_gil();
+    caller entered = enter_call();
     begin_use();
     wasi_nn_error code = hand_over(call);
     if (code != success)
         end_use();
-    wasi_nn_regain_gil(released);
+    leave_call(entered);
     return code;
 }
 
 wasi_nn_error wasi_nn_close(wasi_nn_call *call)
 {
-    void *released = wasi_nn_release_gil();
+    caller entered = enter_call();
     wasi_nn_error code = hand_over(call);
     if (code == success)
         end_use();
-    wasi_nn_regain_gil(released);
+    leave_call(entered);
     return code;
 }
