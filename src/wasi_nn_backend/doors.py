@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from wasi_nn_backend.config import ConfigSource, Layer, log_warnings, parse_layer
 from wasi_nn_backend.config.logging import OWN_LOGGING_KEY
+from wasi_nn_backend.config.parse import CallerRules
 from wasi_nn_backend.types import Door
 
 __all__ = ["ConfigPlace", "parse_at_door"]
@@ -52,7 +53,7 @@ def parse_at_door(
         name=place,
         unknown="error" if strict and door.is_trusted else door.unknown_keys,
         reads_files=door.is_trusted,
-        inherits=place == "call",
+        rules=CallerRules(inherits=place == "call", defaults=door.defaults, raised_keys=door.raised_keys),
         logs=logs,
     )
     if not door.is_trusted:

@@ -208,7 +208,16 @@ class ExecutionContext(ContextSteps):
     ) -> None:
         self.release()
 
-    # For the graph.
+    # For the graph, and for doors.
+
+    def drop_input(self) -> None:
+        """Forget the prompt that was set, so that computing again raises ``InvalidArgument``; for a door that refuses
+        the next one itself. Output and conversation stay. Raises what ``set_input`` raises."""
+        with self._enter(needs_graph=True):
+            self._end_open_run()
+            self._session.drop_input()
+            self._require_lease().dismiss(self.id)
+            self._n_tokens_input = None
 
     def cancel_run(self, error: Cancelled | None) -> None:
         with self._beginning:  # what comes before a call begins is cleared by it

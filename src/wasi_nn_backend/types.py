@@ -84,7 +84,9 @@ class Door:
     ``defaults`` is a configuration layer (nested shape) between the built-in defaults and the backend's own
     configuration. ``is_trusted`` callers are the program that embeds the backend or its operator: ``load_by_name``
     takes file paths from them, and they may set what is the host's (limits, chat templates); guests may not.
-    ``unknown_keys`` says what happens to configuration keys that nobody knows.
+    ``unknown_keys`` says what happens to configuration keys that nobody knows. Where a value out of range becomes
+    the default, that is the one of ``defaults``. ``raised_keys`` are (section, key) pairs: a value that is too small
+    becomes the smallest there is.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Door:
     is_trusted: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unknown_keys: Literal["warn", "ignore", "error"] = "warn"
+    raised_keys: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,21 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_directory_option("a:b") == DirectoryMapping(Path("a:b"), "a:b")
 
 
-@pytest.mark.parametrize("text", ["", "::/in", "nowhere", "nowhere::/in", "/in:nowhere", ".::"])
+def test_directories_to_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("readonly").mkdir()
+    read_only = DirectoryMapping(Path("data"), "/in", is_read_only=True)
+    assert parse_directory_option("/in:data:readonly") == parse_directory_option("data::/in:readonly") == read_only
+    assert parse_directory_option("a:readonly") == DirectoryMapping(Path("readonly"), "a")
+    assert parse_directory_option("a:readonly:readonly") == DirectoryMapping(Path("readonly"), "a", is_read_only=True)
+    Path("in:data:readonly").mkdir()
+    assert not parse_directory_option("in:data:readonly").is_read_only
+
+
+@pytest.mark.parametrize(
+    "text", ["", "::/in", "nowhere", "nowhere::/in", "/in:nowhere", ".::", ".:readonly", ".:.:readwrite"]
+)
 def test_wrong_directories_name_the_option(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(typer.BadParameter) as caught:

@@ -10,16 +10,20 @@ import json
 import os
 import signal
 import subprocess
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import EXAMPLES, Command, command_line
 from wasi_nn_backend.cli import main
+from wasi_nn_backend.host.pacing import Pacer
 
 GUESTS = Path(__file__).parent / "guests"
 WORLD = GUESTS / "world.wat"
 WASMEDGE = GUESTS / "wasmedge.wat"
+CONTEXTS = GUESTS / "contexts.wat"
 METADATA_KEYS = ["input_tokens", "output_tokens", "llama_build_number", "llama_commit"]
 
 #: A random model ends whenever it likes; these tests count tokens.
@@ -42,6 +46,23 @@ def test_environment_and_directories(wasi_nn_here: Command, tmp_path: Path) -> N
     for directory in ("data::/in", "/in:data"):
         done = wasi_nn_here("run", "--env", "A=1", "--env", "B=x=y", "--dir", directory, WORLD)
         assert done.stdout == "world.wat\0A=1\0B=x=y\0/in"
+
+
+def test_a_directory_to_read_only(wasi_nn_here: Command, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "file"
+
+    def open_file(directory: str, flags: int, rights: int) -> int:
+        done = wasi_nn_here("run", "--dir", directory, "--invoke", "open", WORLD, flags, rights)
+        assert (done.returncode, done.stderr) == (0, "")
+        return int(done.stdout)
+
+    assert open_file("/in:data:readonly", 1, 64) > 0
+    assert not file.exists()
+    assert open_file("/in:data", 1, 64) == 0
+    assert file.exists()
+    assert open_file("/in:data:readonly", 0, 2) == 0
+    assert open_file("/in:data:readonly", 0, 64) > 0
 
 
 @pytest.mark.parametrize("status", [0, 7, 126, 255])
@@ -208,6 +229,49 @@ def test_a_limit_of_the_command_line_holds(wasi_nn_here: Command, tiny_model_pat
     done = wasi_nn_here("run", "--limit", "max_prompt_bytes=3", *arguments)
     assert done.returncode == 7
     assert "8 bytes are more than the 3 that this host takes" in done.stderr
+
+
+@pytest.mark.parametrize("runs", [0, 1])
+def test_a_lone_guest_may_have_as_many_contexts_and_runs_as_it_likes(
+    wasi_nn_here: Command, tiny_model_path: Path, runs: int
+) -> None:
+    """Nothing of WasmEdge's limits them, and guests that stop reading at a word leave their runs open."""
+    graph = ["--nn-graph", f"default={tiny_model_path},max_tokens=2,n_ctx=128"]
+    done = wasi_nn_here("run", *graph, "--invoke", "open", CONTEXTS, 120, runs)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    few = wasi_nn_here(
+        "run", *graph, "--limit", f"max_{'open_runs' if runs else 'contexts'}=3", "--invoke", "open", CONTEXTS, 4, runs
+    )
+    assert few.stdout == "4\n"
+
+
+@pytest.mark.parametrize("command", ["run", "map"])
+def test_buffers_of_length_zero_are_an_option(wasi_nn_here: Command, tiny_model_path: Path, command: str) -> None:
+    graph = ["--nn-graph", f"default={tiny_model_path},n_ctx=128"]
+
+    def status(*options: str) -> int:
+        done = wasi_nn_here(command, *graph, *options, CONTEXTS, stdin='{"args": []}\n')
+        assert ("need --unsized-output-bytes 245888" in done.stderr) == (not options)
+        return done.returncode if command == "run" else int(json.loads(done.stdout)["exit_status"])
+
+    assert status("--unsized-output-bytes", "245888") == 0
+    assert status() == 7
+
+
+def test_nobody_waits_for_a_lone_guest_to_be_paced(
+    wasi_nn_here: Command, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    pauses: list[float] = []
+
+    def now_s() -> float:
+        return 0.02 * next(ticks)
+
+    pacer = partial(Pacer, clock=now_s, cpu_clock=now_s, sleep=pauses.append)
+    monkeypatch.setattr("wasi_nn_backend.host.state.Pacer", pacer)
+    graph = ["--nn-graph", f"default={tiny_model_path},max_tokens=2,n_ctx=128"]
+    assert wasi_nn_here("run", *graph, "--invoke", "open", CONTEXTS, 10, 0).stdout == "0\n"
+    assert pauses == []
 
 
 def test_a_name_that_nobody_registered_is_not_found(wasi_nn_here: Command) -> None:

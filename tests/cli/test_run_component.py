@@ -7,6 +7,9 @@ from pathlib import Path
 from tests.cli.conftest import Command
 
 ASK = Path(__file__).parents[2] / "examples" / "component" / "ask.wat"
+MAKE_DIRECTORY = Path(__file__).parent / "guests" / "make_directory.wat"
+#: WASI's error not-permitted, as that component returns it.
+NOT_PERMITTED = 131
 
 
 def test_a_library_prints_what_its_function_returns(wasi_nn_here: Command, tiny_model_path: Path) -> None:
@@ -32,3 +35,11 @@ def test_a_library_without_invoke_is_told_what_there_is(wasi_nn_here: Command) -
 def test_a_component_has_no_dialect(wasi_nn_here: Command) -> None:
     ran = wasi_nn_here("run", "--dialect", "witx", "--invoke", "ask", ASK, "default", "x")
     assert (ran.returncode, "leave the dialect out" in ran.stderr) == (1, True)
+
+
+def test_a_directory_to_read_only_is_that_for_components_too(wasi_nn_here: Command, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for directory, expected in (("/in:data:readonly", NOT_PERMITTED), ("/in:data", 0)):
+        ran = wasi_nn_here("run", "--dir", directory, "--invoke", "make", MAKE_DIRECTORY)
+        assert (ran.stdout, ran.stderr) == (f"{expected}\n", "")
+        assert (tmp_path / "data" / "made").exists() == (expected == 0)

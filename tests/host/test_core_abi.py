@@ -382,11 +382,28 @@ def test_every_index_but_one_is_the_prompt(guest: Driver) -> None:
         assert guest.output(context, index if index != 1 else 0) == expected
 
 
-def test_an_image_in_the_prompt_is_refused(guest: Driver) -> None:
+def test_an_image_in_the_prompt_is_refused_and_the_prompt_before_it_is_not_answered(guest: Driver) -> None:
     context = guest.open(MODEL)
+    text = guest.generate(context, b"hello")
     image = b'What is this? <img src="data:image/png;base64,iVBORw0KGgo=">'
+    assert guest.call("compute_single", context) == 0
     assert guest.call("set_input", context, 0, guest.tensor(image)) == 1
+    assert guest.call("compute", context) == 1
+    assert guest.output(context) == b""
+    assert guest.call("compute_single", context) == 1
+    assert guest.generate(context, b"hello") == text
     assert guest.generate(context, b'What does <img src="cat.png"> do?')
+
+
+def test_a_negative_temperature_is_zero_for_wasmedge_guests(fake_backend: Backend) -> None:
+    """As in WasmEdge. What is too high becomes what a guest gets that sets nothing."""
+    with Driver(fake_backend) as guest, Driver(fake_backend, WITX) as official:
+        for driver, value, expected in ((guest, b"-1", 0.0), (guest, b"3", 0.8), (official, b"-1", 0.7)):
+            context = driver.open(MODEL)
+            assert driver.configure(context, b'{"temp": %s}' % value) == 0
+            assert driver.state.contexts.get(context).settings.sampling.temperature == expected
+        loaded = guest.open(MODEL, b'{"temp": -0.5}')
+        assert guest.state.contexts.get(loaded).settings.sampling.temperature == 0
 
 
 def test_configuration_at_index_one_counts(guest: Driver) -> None:
@@ -691,3 +708,61 @@ def _raises(error: BaseException) -> Callable[[], Any]:
         raise error
 
     return raise_it
+
+
+# --- buffers without a length ---
+
+
+@pytest.mark.parametrize("function", ["get_output", "get_output_single"])
+def test_buffers_of_length_zero_get_the_room_that_the_host_gives_them(fake_backend: Backend, function: str) -> None:
+    """Programs built with llama-core pass a buffer of 245,888 bytes as one of none."""
+    with Driver(fake_backend, limits=HostLimits(unsized_output_bytes=PAGE)) as guest:
+        context = guest.open(MODEL)
+        guest.set_prompt(context, b"hello")
+        assert guest.call("compute_single", context) == 0
+        text = guest.output(context, function=function)
+        assert guest.call(function, context, 0, PAGE, 0, OUT) == 0
+        assert guest.peek(PAGE, guest.peek_u32(OUT)) == text
+        assert guest.call(function, context, 1, PAGE, 0, OUT) == 0
+        metadata = guest.peek(PAGE, guest.peek_u32(OUT))
+        assert json.loads(metadata)["output_tokens"] == 1
+        exactly = MEMORY_BYTES - len(metadata)
+        assert guest.call(function, context, 1, exactly, 0, OUT) == 0
+        before = guest.peek(0, MEMORY_BYTES)
+        # Empty slices as compilers make them, and where the memory ends too soon.
+        for address in (0, 1, 4, 16, exactly + 1, MEMORY_BYTES, 0xFFFF_FFFF):
+            assert guest.call(function, context, 1, address, 0, OUT) == 7
+            assert guest.peek_u32(OUT) == len(metadata)
+        assert guest.call(function, context, 1, PAGE, 1, OUT) == 7  # a length counts
+        assert guest.peek(OUT + 4, MEMORY_BYTES - OUT - 4) == before[OUT + 4 :]
+
+
+def test_the_room_of_unsized_buffers_is_what_was_set(fake_backend: Backend) -> None:
+    with Driver(fake_backend, limits=HostLimits(unsized_output_bytes=10)) as guest:
+        context = guest.open(MODEL)
+        text = guest.generate(context, b"hello")
+        assert len(text) > 10
+        assert guest.call("get_output", context, 0, PAGE, 0, OUT) == 7
+        assert guest.peek_u32(OUT) == len(text)
+
+
+def test_unsized_buffers_are_off_with_one_warning(fake_backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    with Driver(fake_backend) as guest:
+        context = guest.open(MODEL)
+        for _ in range(2):  # there is no text yet, which fits
+            assert guest.call("get_output", context, 0, PAGE, 0, OUT) == 0
+        assert guest.call("get_output", context, 1, 0, 0, OUT) == 7  # how programs ask for the size
+        assert caplog.messages == []
+        for index in (1, 1, 1):
+            assert guest.call("get_output", context, index, PAGE, 0, OUT) == 7
+        (warning,) = caplog.messages
+        assert "--unsized-output-bytes 245888" in warning
+        assert guest.peek(PAGE, PAGE) == bytes(PAGE)
+
+
+def test_only_wasmedge_guests_have_unsized_buffers(fake_backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    with Driver(fake_backend, WITX, limits=HostLimits(unsized_output_bytes=PAGE)) as guest:
+        context = guest.open(MODEL)
+        guest.generate(context, b"hello")
+        assert guest.call("get_output", context, 0, PAGE, 0, OUT) == 7
+    assert caplog.messages == []

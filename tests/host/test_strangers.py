@@ -237,6 +237,29 @@ def test_token_by_token_runs_cannot_flood_the_queue(fake_backend: Backend) -> No
         assert guest.call("compute_single", contexts[3]) == 0  # a run that has ended counts no more
 
 
+def test_unloading_a_graph_ends_the_token_by_token_runs_on_it(fake_backend: Backend) -> None:
+    """Guests that load their model for each question and stop at a word unload it in the middle of a run."""
+    with Driver(fake_backend, limits=HostLimits(max_open_runs=2)) as guest:
+
+        def begin() -> tuple[int, int]:
+            graph = guest.load(MODEL)
+            assert guest.call("init_execution_context", graph, OUT) == 0
+            context = guest.peek_u32(OUT)
+            guest.set_prompt(context, b"hello")
+            return graph, context
+
+        _, kept = begin()
+        assert guest.call("compute_single", kept) == 0
+        for _ in range(4):
+            graph, context = begin()
+            assert guest.call("compute_single", context) == 0
+            read = [guest.output(context, index, function="get_output_single") for index in (0, 1)]
+            assert guest.call("unload", graph) == 0
+            assert [guest.output(context, index, function="get_output_single") for index in (0, 1)] == read
+        assert [guest.call("compute_single", begin()[1]) for _ in range(2)] == [0, BUSY]  # the first still counts
+        assert guest.call("compute_single", kept) == 0
+
+
 def test_ctx_sizes_that_need_an_engine_each_are_counted(fake_backend: Backend) -> None:
     with Driver(fake_backend, limits=HostLimits(max_engine_settings=3)) as guest:
         name = guest.place(MODEL)

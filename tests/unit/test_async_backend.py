@@ -76,6 +76,7 @@ NOT_FOR_CALLERS: dict[type, set[str]] = {
         "cancel_run",
         "compute_single_steps",
         "compute_steps",
+        "drop_input",
         "follow_graph",
         "has_layer",
         "is_closed",

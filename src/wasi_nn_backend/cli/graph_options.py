@@ -36,6 +36,7 @@ _FOREIGN_ENCODINGS = frozenset(
     {"openvino", "onnx", "tensorflow", "pytorch", "pytorchaoti", "tensorflowlite", "neuralspeed", "whisper", "mlx"}
     | {"piper", "chattts", "openvinogenai", "bitnet"}
 )
+_READ_ONLY = ":readonly"
 _TARGETS = frozenset({"cpu", "gpu", "tpu", "auto"})
 
 
@@ -54,6 +55,7 @@ class GraphOption:
 class DirectoryMapping:
     host: Path
     guest: str
+    is_read_only: bool = False
 
 
 def parse_graph_option(text: str) -> GraphOption:
@@ -135,17 +137,25 @@ def read_config_option(text: str) -> bytes:
 
 
 def parse_directory_option(text: str) -> DirectoryMapping:
-    """``HOST``, ``HOST::GUEST``, or WasmEdge's ``GUEST:HOST`` where no directory has that whole name."""
+    """``HOST``, ``HOST::GUEST``, or WasmEdge's ``GUEST:HOST`` where no directory has that whole name. ``:readonly`` may
+    follow the two, as in WasmEdge; ``a:readonly`` alone is the directory ``readonly`` of the host."""
+    pair = text.removesuffix(_READ_ONLY)
+    is_read_only = pair != text and ":" in pair and not os.path.isdir(text)
+    if is_read_only:
+        text = pair
     host, separator, guest = text.partition("::")
     if not separator:
         guest = host
         if ":" in text and not os.path.isdir(text):
             guest, _, host = text.partition(":")
     if not host or not guest:
-        raise typer.BadParameter(f"{text!r} is not HOST or HOST::GUEST", param_hint="--dir")
+        raise typer.BadParameter(
+            f"{text!r} is not HOST, HOST::GUEST or GUEST:HOST, with :readonly behind the two if you like",
+            param_hint="--dir",
+        )
     if not os.path.isdir(host):
         raise typer.BadParameter(f"{host!r} is not a directory on this machine", param_hint="--dir")
-    return DirectoryMapping(Path(host), guest)
+    return DirectoryMapping(Path(host), guest, is_read_only)
 
 
 def parse_environment_option(text: str) -> tuple[str, str]:

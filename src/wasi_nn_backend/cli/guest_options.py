@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -47,6 +47,7 @@ __all__ = [
     "NnGraphOption",
     "PreloadOption",
     "TimeoutOption",
+    "UnsizedOutputOption",
     "World",
     "guest_config",
     "share_the_interpreter",
@@ -94,7 +95,8 @@ DirectoryOption = Annotated[
         "--dir",
         metavar="HOST[::GUEST]",
         rich_help_panel=WORLD,
-        help="A directory that the guest may use; also GUEST:HOST as WasmEdge spells it.",
+        help="A directory that the guest may use; also GUEST:HOST as WasmEdge spells it. With :readonly behind the"
+        " two it can only read there.",
     ),
 ]
 EnvironmentOption = Annotated[
@@ -127,6 +129,16 @@ LimitOption = Annotated[
         metavar="NAME=N",
         rich_help_panel=_LIMITS,
         help="One of the limits in docs/strangers.md, such as max_contexts=16 or max_prompt_bytes=65536.",
+    ),
+]
+UnsizedOutputOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        rich_help_panel=WORLD,
+        help="WasmEdge's dialect: buffers for output that are passed with the length 0 have N bytes. Programs built"
+        " with llama-core need 245888.",
     ),
 ]
 
@@ -210,19 +222,15 @@ class GuestLimits:
         fuel: int | None,
         max_memory_mib: int | None,
         limits: Sequence[str] | None,
-        *,
-        allow_load_bytes: bool,
+        base: HostLimits,
     ) -> Self:
-        from wasi_nn_backend.host import HostLimits
-
+        """``base`` is what the command itself has set, under ``limits``."""
         names = [
-            field.name
-            for field in fields(HostLimits)
-            if field.name.startswith("max_") and field.name != "max_host_share"
+            field.name for field in fields(base) if field.name.startswith("max_") and field.name != "max_host_share"
         ]
-        values = dict(_parse_limit(text, names) for text in limits or [])
+        values: dict[str, Any] = dict(_parse_limit(text, names) for text in limits or [])
         max_memory_bytes = None if max_memory_mib is None else max_memory_mib * _MIB
-        return cls(timeout_s, fuel, max_memory_bytes, HostLimits(allow_load_bytes=allow_load_bytes, **values))
+        return cls(timeout_s, fuel, max_memory_bytes, replace(base, **values))
 
 
 def guest_config(module: str | Path | bytes, world: World, limits: GuestLimits) -> RunConfig:
@@ -232,7 +240,8 @@ def guest_config(module: str | Path | bytes, world: World, limits: GuestLimits) 
     return RunConfig(
         module=module,
         env=world.environment,
-        dirs=[(mapping.host, mapping.guest) for mapping in world.directories],
+        dirs=[(mapping.host, mapping.guest) for mapping in world.directories if not mapping.is_read_only],
+        read_only_dirs=[(mapping.host, mapping.guest) for mapping in world.directories if mapping.is_read_only],
         timeout_s=limits.timeout_s,
         fuel=limits.fuel,
         max_memory_bytes=limits.max_memory_bytes,

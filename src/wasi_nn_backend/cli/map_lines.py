@@ -29,6 +29,7 @@ from wasi_nn_backend.cli.guest_options import (
     NnGraphOption,
     PreloadOption,
     TimeoutOption,
+    UnsizedOutputOption,
     World,
     guest_config,
     share_the_interpreter,
@@ -75,6 +76,7 @@ def map_lines(  # noqa: PLR0913, PLR0917
     directory: DirectoryOption = None,
     env: EnvironmentOption = None,
     dialect: DialectOption = None,
+    unsized_output_bytes: UnsizedOutputOption = 0,
     timeout: TimeoutOption = None,
     fuel: FuelOption = None,
     max_memory: MaxMemoryOption = None,
@@ -94,13 +96,14 @@ def map_lines(  # noqa: PLR0913, PLR0917
       2  a wrong command line
     130  Ctrl-C
     """
-    from wasi_nn_backend.host import read_binary
+    from wasi_nn_backend.host import HostLimits, read_binary
 
     # Nobody's context is to be closed for want of a place while its guest lives.
     backend_defaults = {"max_concurrent": jobs, "max_sessions": _N_SESSIONS_PER_JOB * jobs}
     graphs = GraphOptions.parse(nn_graph, nn_preload, nn_config, backend_defaults)
     world = World.parse(directory, env, dialect)
-    limits = GuestLimits.parse(timeout, fuel, max_memory, limit, allow_load_bytes=allow_load_bytes)
+    own_limits = HostLimits(allow_load_bytes=allow_load_bytes, unsized_output_bytes=unsized_output_bytes)
+    limits = GuestLimits.parse(timeout, fuel, max_memory, limit, own_limits)
     base = replace(guest_config(read_binary(module), world, limits), args=args or [], program_name=Path(module).name)
     job = _Job(base, graphs, jobs, metrics_place(metrics_port, metrics_address))
     share_the_interpreter()

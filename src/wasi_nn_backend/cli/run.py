@@ -25,6 +25,7 @@ from wasi_nn_backend.cli.guest_options import (
     NnGraphOption,
     PreloadOption,
     TimeoutOption,
+    UnsizedOutputOption,
     World,
     guest_config,
     share_the_interpreter,
@@ -43,8 +44,12 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-#: One guest has the backend for itself and may wait for its user as long as it likes. A day is the longest there is.
-_IDLE_TIMEOUT_MS = 86_400_000
+#: One guest has the backend for itself: it may wait for its user as long as it likes (a day is the longest there is),
+#: and no context of its own is closed for another (the most that there may be; max_contexts comes before).
+_BACKEND_DEFAULTS = {"idle_timeout_ms": 86_400_000, "max_sessions": 10_000}
+#: What protects guests from each other does not bind it. Runs that are begun and left wait in its own queue: as many as
+#: there may be contexts.
+_MAX_OPEN_RUNS = 4096
 
 
 def register(app: typer.Typer) -> None:
@@ -79,6 +84,7 @@ def run(  # noqa: PLR0913, PLR0917
         ),
     ] = None,
     dialect: DialectOption = None,
+    unsized_output_bytes: UnsizedOutputOption = 0,
     timeout: TimeoutOption = None,
     fuel: FuelOption = None,
     max_memory: MaxMemoryOption = None,
@@ -99,9 +105,17 @@ def run(  # noqa: PLR0913, PLR0917
     134  it trapped; stderr says why
     141  it trapped because the reader of stdout went away
     """
-    graphs = GraphOptions.parse(nn_graph, nn_preload, nn_config, {"idle_timeout_ms": _IDLE_TIMEOUT_MS})
+    from wasi_nn_backend.host import HostLimits
+
+    graphs = GraphOptions.parse(nn_graph, nn_preload, nn_config, _BACKEND_DEFAULTS)
     world = World.parse(directory, env, dialect)
-    limits = GuestLimits.parse(timeout, fuel, max_memory, limit, allow_load_bytes=allow_load_bytes)
+    own_limits = HostLimits(
+        max_open_runs=_MAX_OPEN_RUNS,
+        max_host_share=1.0,
+        allow_load_bytes=allow_load_bytes,
+        unsized_output_bytes=unsized_output_bytes,
+    )
+    limits = GuestLimits.parse(timeout, fuel, max_memory, limit, own_limits)
     config = guest_config(module, world, limits)
     config = replace(config, args=args or [], invoke=invoke, invoke_returns=returns)
     metrics = metrics_place(metrics_port, metrics_address)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -33,7 +34,7 @@ from wasi_nn_backend.config.layers import LIMITED_BY, ConfigSource, Layer
 from wasi_nn_backend.config.section import OUT_OF_RANGE
 from wasi_nn_backend.errors import InvalidArgument, InvalidEncoding, NotFound, UnsupportedOperation
 
-__all__ = ["UnknownPolicy", "log_warnings", "parse_assignments", "parse_layer"]
+__all__ = ["CallerRules", "UnknownPolicy", "log_warnings", "parse_assignments", "parse_layer"]
 
 UnknownPolicy = Literal["warn", "ignore", "error"]
 
@@ -56,20 +57,37 @@ _N_WARNINGS_MAX: Final = 64
 _N_NAME_CHARS_COMPARED_MAX: Final = 64
 
 
+@dataclass(frozen=True, slots=True)
+class CallerRules:
+    """How a caller's document is read, beyond what holds for all.
+
+    ``inherits``: -1 leaves a key as it was, for all keys of ``sampling`` and ``stopping`` for which it means nothing
+    else. ``defaults`` (nested) come before the built-in ones where a value out of range becomes the default; of
+    ``raised_keys``, (section, key) pairs, one that is too small becomes the smallest there is.
+    """
+
+    inherits: bool = False
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    raised_keys: frozenset[tuple[str, str]] = frozenset()
+
+
+_NO_RULES: Final = CallerRules()
+
+
 def parse_layer(
     source: ConfigSource,
     *,
     name: str,
     unknown: UnknownPolicy = "warn",
     reads_files: bool = True,
-    inherits: bool = False,
+    rules: CallerRules = _NO_RULES,
     logs: bool = True,
 ) -> Layer:
     """Check a configuration document in either shape. ``name`` stands in messages; a ``Layer`` comes back as it is.
 
     ``reads_files`` lets ``@path`` stand for a file's content; a guest's text must not. In the section ``runtime`` -1
-    leaves a key as it was; ``inherits`` extends that to all keys of ``sampling`` and ``stopping`` for which -1 means
-    nothing else. Warnings are in the layer; ``logs`` False leaves it to the caller to log them (``log_warnings``).
+    leaves a key as it was; ``rules`` may extend that, and say more about values out of range. Warnings are in the
+    layer; ``logs`` False leaves it to the caller to log them (``log_warnings``).
 
     Raises ``InvalidEncoding`` for text that is not JSON or UTF-8, ``InvalidArgument`` for wrong types, values that
     cannot be mended, files that cannot be read and, under ``unknown="error"`` or ``"strict": true``, unknown keys,
@@ -81,7 +99,7 @@ def parse_layer(
     path = named_file(source) if reads_files else None
     if path is not None:
         name, source = f"{name} {shown(str(path))}", _read_file(path, name)
-    reader = _Reader(name, unknown, inherits=inherits, logs=logs)
+    reader = _Reader(name, unknown, rules=rules, logs=logs)
     if isinstance(source, (str, bytes)):
         source = _parse_text(source, reader)
     if source is not None:
@@ -148,10 +166,10 @@ def _parse_value(text: str, reader: _Reader) -> Any:
 class _Reader:
     """Collects the values of one document. ``path`` is always the key as the user wrote it."""
 
-    def __init__(self, name: str, unknown: UnknownPolicy, *, inherits: bool = False, logs: bool = True) -> None:
+    def __init__(self, name: str, unknown: UnknownPolicy, *, rules: CallerRules = _NO_RULES, logs: bool = True) -> None:
         self.name = name
         self._unknown = unknown
-        self._inherits = inherits
+        self._rules = rules
         self._strict = False
         self._logs = logs
         self._n_warnings = 0
@@ -213,7 +231,7 @@ class _Reader:
     def _read_key(self, path: str, key: str, targets: Mapping[str, Target], value: Any) -> None:
         target = targets.get(key)
         if target is not None:
-            if not (self._inherits and _is_minus_one(value) and _means_nothing(target, value)):
+            if not (self._rules.inherits and _is_minus_one(value) and _means_nothing(target, value)):
                 self._store(target, path, value)
         elif key in UNSUPPORTED:
             self._refuse_unsupported(path, key, value)
@@ -257,11 +275,13 @@ class _Reader:
         if problem["type"] not in _RANGE_ERRORS or target.outside == "error":
             raise InvalidArgument(f"{self.name}: {complaint}; change the value or leave the key out")
         bounds = problem.get("ctx", {})
-        if target.outside == "clamp":
+        is_raised = "ge" in bounds and (target.section, target.key) in self._rules.raised_keys
+        if target.outside == "clamp" or is_raised:
             substitute = bounds["ge"] if "ge" in bounds else bounds["le"]
             self._warn(f"{complaint}; {described(substitute)} is used instead")
         else:
-            substitute = SECTIONS[target.section].model_fields[target.key].default
+            built_in = SECTIONS[target.section].model_fields[target.key].default
+            substitute = self._rules.defaults.get(target.section, {}).get(target.key, built_in)
             default = "the automatic choice" if substitute is None else f"the default, {described(substitute)},"
             self._warn(f"{complaint}; {default} is used instead")
         return substitute

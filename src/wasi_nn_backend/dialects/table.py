@@ -38,7 +38,8 @@ class Dialect:
     ``metadata_keys`` lists the keys that output 1 shows, in order; None shows all that the backend has.
     ``exports_return_text``: what such modules export, to be called by name, answers with the address of a
     NUL-terminated text. ``wide_types`` has the parameters' WebAssembly types of those functions that a module with a
-    64-bit memory imports; elsewhere all are i32.
+    64-bit memory imports; elsewhere all are i32. ``leaves_buffers_unsized``: some such modules pass the length 0 with a
+    buffer that has room.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Dialect:
     struct_form: StructForm = "witx"
     pointer_results: frozenset[str] = frozenset()
     exports_return_text: bool = False
+    leaves_buffers_unsized: bool = False
     wide_types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def errno(self, code: ErrorCode) -> int:

@@ -27,6 +27,8 @@ WASMEDGE = Dialect(
         is_trusted=False,
         # Modules send keys of many versions, and WasmEdge passes over those that it does not know.
         unknown_keys="ignore",
+        # For WasmEdge a negative temperature is 0, and guests send -1 for "greedy".
+        raised_keys=frozenset({("sampling", "temperature")}),
         # What a WasmEdge guest gets when it sets nothing; the sampler defaults of llama.cpp's common library.
         defaults=frozen(
             {**WITX.door.defaults, "sampling": frozen({"temperature": 0.8, "top_p": 0.95, "repeat_penalty": 1.0})}
@@ -50,4 +52,5 @@ WASMEDGE = Dialect(
     encodings=frozen({**WITX.encodings, 5: GraphEncoding.AUTODETECT, 6: GraphEncoding.GGML}),
     targets=frozen({0: ExecutionTarget.CPU, 1: ExecutionTarget.GPU, 2: ExecutionTarget.TPU}),
     metadata_keys=("input_tokens", "output_tokens", "llama_build_number", "llama_commit"),
+    leaves_buffers_unsized=True,
 )

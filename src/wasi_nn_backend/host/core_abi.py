@@ -9,6 +9,7 @@ compute. Every pointer and length goes through ``GuestMemory``, every number thr
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ __all__ = ["CoreAbi"]
 
 #: How guests of WasmEdge put a picture into a prompt.
 _IMAGE = re.compile(rb"<img src=\"data:image/[^;\"]{1,64};base64,")
+#: Compilers give something empty its alignment for an address. What lies above may be a buffer.
+_DANGLING_ADDRESS_MAX = 16
+
+_log = logging.getLogger(__name__)
 
 
 class CoreAbi:
@@ -32,6 +37,7 @@ class CoreAbi:
 
     def __init__(self, state: GuestState) -> None:
         self._state = state
+        self._has_warned_of_unsized_buffers = False
 
     # --- graphs ---
 
@@ -68,7 +74,9 @@ class CoreAbi:
     def unload(self, memory: GuestMemory, graph: int) -> None:
         """End a graph. Contexts on it can still be read and finalized, the backend refuses them everything else."""
         state = self._state
-        state.graphs.remove(graph).unload()
+        removed = state.graphs.remove(graph)
+        state.end_runs_on(removed)
+        removed.unload()
         state.models.keep(graph, 0)
         state.held.keep(("graph", graph), 0)
 
@@ -100,7 +108,7 @@ class CoreAbi:
         if is_config:  # may name a session, which is a context that other handles may have, too
             state.contexts.replace(context, found.graph.configure(found, value.data))
         else:
-            _refuse_images(value.data)
+            self._refuse_image(context, value.data)
             found.set_input(index, value)
             state.end_run(context)
         state.held.keep((context, is_config), len(value.data))
@@ -116,12 +124,12 @@ class CoreAbi:
         """The text, or metadata JSON at index 1. Too small a buffer stays untouched and learns the size needed."""
         found = self._check_output_call(memory, context, buffer, n_buffer_bytes, out_n_bytes)
         output = self._metadata(found) if index == METADATA_INDEX else found.get_output(index)
-        _write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
+        self._write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
 
     def finalize_execution_context(self, memory: GuestMemory, context: int) -> None:
         state = self._state
-        state.contexts.remove(context).close()
         state.end_run(context)
+        state.contexts.remove(context).close()
         state.held.keep((context, True), 0)
         state.held.keep((context, False), 0)
 
@@ -139,7 +147,7 @@ class CoreAbi:
         """The last token's text, or metadata JSON at index 1; as ``get_output`` otherwise."""
         found = self._check_output_call(memory, context, buffer, n_buffer_bytes, out_n_bytes)
         output = self._metadata(found) if index == METADATA_INDEX else found.get_output_single(index)
-        _write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
+        self._write_output(memory, output, buffer, n_buffer_bytes, out_n_bytes)
 
     def fini_single(self, memory: GuestMemory, context: int) -> None:
         found = self._state.contexts.get(context)
@@ -215,22 +223,44 @@ class CoreAbi:
         # The default separators are WasmEdge's spacing, which guests that take the text apart by hand rely on.
         return json.dumps({key: metadata[key] for key in keys}).encode()
 
+    def _refuse_image(self, context: int, prompt: bytes) -> None:
+        """Read as text, a picture would be thousands of tokens about nothing. Guests compute whatever set_input said:
+        without the prompt before, they get an error instead of an answer to that one."""
+        state = self._state
+        if _IMAGE.search(prompt):
+            state.contexts.get(context).drop_input()
+            state.end_run(context)
+            state.held.keep((context, False), 0)
+            raise InvalidArgument(
+                "the prompt has an image in it, and this backend has no images: send the text alone, without the img "
+                "tag"
+            )
 
-def _refuse_images(prompt: bytes) -> None:
-    """Read as text, a picture would be thousands of tokens about nothing."""
-    if _IMAGE.search(prompt):
-        raise InvalidArgument(
-            "the prompt has an image in it, and this backend has no images: send the text alone, without the img tag"
-        )
-
-
-def _write_output(memory: GuestMemory, output: bytes, buffer: int, n_buffer_bytes: int, out_n_bytes: int) -> None:
-    if len(output) > n_buffer_bytes:
+    def _write_output(
+        self, memory: GuestMemory, output: bytes, buffer: int, n_buffer_bytes: int, out_n_bytes: int
+    ) -> None:
+        if not n_buffer_bytes and output:
+            n_buffer_bytes = self._unsized_room(memory, buffer)
+        if len(output) > n_buffer_bytes:
+            memory.write_u32(out_n_bytes, len(output), "out_n_bytes")
+            raise TooLarge(
+                f"the output of {len(output)} bytes does not fit the buffer of {n_buffer_bytes}: "
+                "call again with a buffer of the size stored",
+                n_bytes_needed=len(output),
+            )
+        memory.write(buffer, output, "the output buffer")
         memory.write_u32(out_n_bytes, len(output), "out_n_bytes")
-        raise TooLarge(
-            f"the output of {len(output)} bytes does not fit the buffer of {n_buffer_bytes}: "
-            "call again with a buffer of the size stored",
-            n_bytes_needed=len(output),
-        )
-    memory.write(buffer, output, "the output buffer")
-    memory.write_u32(out_n_bytes, len(output), "out_n_bytes")
+
+    def _unsized_room(self, memory: GuestMemory, buffer: int) -> int:
+        """What counts as the length of a buffer that was passed with the length 0."""
+        state = self._state
+        if buffer <= _DANGLING_ADDRESS_MAX or not state.dialect.leaves_buffers_unsized:
+            return 0
+        if not state.limits.unsized_output_bytes and not self._has_warned_of_unsized_buffers:
+            self._has_warned_of_unsized_buffers = True
+            _log.warning(
+                "the guest asks for output into a buffer at address %d of length 0, and gets error 7: programs built "
+                "with llama-core need --unsized-output-bytes 245888 (in Python HostLimits.unsized_output_bytes)",
+                buffer,
+            )
+        return max(0, min(state.limits.unsized_output_bytes, memory.n_bytes - buffer))

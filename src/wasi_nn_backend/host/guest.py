@@ -77,7 +77,8 @@ class RunConfig:
 
     ``module`` is a path or the module itself, binary or WAT. ``args`` follow the program's name in argv, or are the
     arguments of ``invoke``, the export to call instead of ``_start``; ``invoke_returns`` says what its integers are,
-    None what the dialect makes likely; components say it themselves. ``dirs`` are (host path, guest path) pairs.
+    None what the dialect makes likely; components say it themselves. ``dirs`` are (host path, guest path) pairs; in
+    ``read_only_dirs`` the guest can only read.
     ``stdout`` and ``stderr`` capture what the guest writes; None is the process's own. ``dialect`` None: detected.
     ``timeout_s`` counts from the start of the run, compiling included. ``stdin`` is what the guest reads there; None
     is the process's own if ``inherit_stdin``, else nothing. With ``max_memory_bytes`` a module may have one memory, of
@@ -89,6 +90,7 @@ class RunConfig:
     program_name: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     dirs: Sequence[tuple[str | Path, str]] = ()
+    read_only_dirs: Sequence[tuple[str | Path, str]] = ()
     invoke: str | None = None
     invoke_returns: InvokeReturns | None = None
     inherit_stdin: bool = True
@@ -228,11 +230,8 @@ class Guest:
             configure_input(wasi, config.stdin)
         elif config.inherit_stdin:
             wasi.inherit_stdin()
-        for host_path, guest_path in config.dirs:
-            try:
-                wasi.preopen_dir(str(host_path), guest_path)
-            except WasmtimeError:
-                raise InvalidArgument(f"cannot open the directory {host_path} for the guest: check the path") from None
+        _open_directories(wasi, config.dirs, may_write=True)
+        _open_directories(wasi, config.read_only_dirs, may_write=False)
         configure_output(wasi, "stdout", self._stdout)
         configure_output(wasi, "stderr", self._stderr)
         return wasi
@@ -261,6 +260,14 @@ class Guest:
         for capture in (self._stdout, self._stderr):
             if capture is not None:
                 capture.close(timeout_s)
+
+
+def _open_directories(wasi: WasiConfig, directories: Sequence[tuple[str | Path, str]], *, may_write: bool) -> None:
+    for host_path, guest_path in directories:
+        try:
+            wasi.preopen_dir(str(host_path), guest_path, may_write)
+        except WasmtimeError:
+            raise InvalidArgument(f"cannot open the directory {host_path} for the guest: check the path") from None
 
 
 def _choose_dialect(imports: ModuleImports) -> Dialect:

@@ -35,6 +35,10 @@ class HostLimits:
     ``allow_load_bytes`` lets ``load`` take a model from the guest's memory; off by default, because such a model is
     parsed by native code and no one but the guest vouches for it. ``max_model_bytes`` bounds all builders of the graphs
     that are open then.
+
+    ``unsized_output_bytes`` is for programs built with llama-core, which pass ``get_output`` and ``get_output_single``
+    a real buffer and the length 0: such a call has room for so many bytes, the end of the guest's memory permitting.
+    0: it has none. Concerns the guest's own memory only, and WasmEdge's dialect.
     """
 
     max_graphs: int = 1024
@@ -52,6 +56,7 @@ class HostLimits:
     max_host_share: float = 0.1
     allow_load_bytes: bool = False
     max_model_bytes: int = 4096 * _MIB
+    unsized_output_bytes: int = 0
 
 
 class Allowance:

@@ -157,6 +157,10 @@ class GuestState:
         """A context has no token-by-token run any more, if it had one."""
         self._open_runs.discard(handle)
 
+    def end_runs_on(self, graph: Graph) -> None:
+        """A graph is unloaded, which ends the token-by-token runs of its contexts."""
+        self._open_runs = {handle for handle in self._open_runs if self.contexts.get(handle).graph is not graph}
+
     def check_not_stopped(self) -> None:
         if self._is_stopped:
             raise Cancelled("the host is stopping this guest: nothing more is done for it")

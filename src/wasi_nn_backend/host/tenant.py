@@ -133,6 +133,7 @@ class Tenant:
             is_trusted=door.is_trusted,
             defaults={**door.defaults, "task": task},
             unknown_keys=door.unknown_keys,
+            raised_keys=door.raised_keys,
             owner=self,
         )
 

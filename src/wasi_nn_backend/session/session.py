@@ -72,6 +72,13 @@ class Session:
         self._input = prompt
         self._prompt = None
 
+    def drop_input(self) -> None:
+        """Have no pending prompt. The last turn, if it was answered, becomes history."""
+        self._messages = self.messages
+        self._finished = None
+        self._input = None
+        self._prompt = None
+
     def copy(self, session_id: int) -> Session:
         """Another session that goes on from here."""
         other = Session(session_id, self._default_mode, self._templates)
