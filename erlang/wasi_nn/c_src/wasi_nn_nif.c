@@ -170,7 +170,8 @@ static ERL_NIF_TERM nif_unload(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
 
 /* -- Contexts ------------------------------------------------------------------------------------------------------- */
 
-/* An empty session id: a context of its own. */
+/* {ok, {Context, Number}}. An empty session id: a context of its own. Otherwise one opening of the session, which the
+ * library counts: each has a resource of its own, and all of a live session have one number. */
 static ERL_NIF_TERM nif_context(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
 {
     graph_resource *model;
@@ -195,7 +196,9 @@ static ERL_NIF_TERM nif_context(ErlNifEnv *env, int argc, const ERL_NIF_TERM arg
     context->number = number;
     atomic_init(&context->is_open, true);
     enif_keep_resource(model->backend);
-    return wrap(env, context);
+    ERL_NIF_TERM term = enif_make_resource(env, context);
+    enif_release_resource(context);
+    return ok(env, enif_make_tuple2(env, term, enif_make_uint(env, number)));
 }
 
 static ERL_NIF_TERM nif_close(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])

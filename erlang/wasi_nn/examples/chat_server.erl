@@ -8,14 +8,16 @@
 %%
 %% Each user has a session of that name. Answers arrive as streams, so that while one user's is made the server takes
 %% the next message; a user's second message waits for the first one's answer. With `save_dir' conversations outlive the
-%% server, the process that computes, and the node.
+%% server, the process that computes, and the node. A session that a limit has closed (`idle_timeout_ms',
+%% `max_sessions') is opened again with its user's next message: with `save_dir' it goes on, else it begins anew.
 -module(chat_server).
 -behaviour(gen_server).
 
 -export([start_link/2, say/3, forget/2, stop/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
-%% How often a message is said again after the process that computes was replaced.
+%% How often a message is said until it is answered: the process that computes may be replaced, the session be closed by
+%% a limit.
 -define(N_ATTEMPTS, 3).
 
 -type user() :: binary().
@@ -145,9 +147,22 @@ event({error, Reason}, Name, #user{answering = {Stream, Message, _Texts}} = User
 %% What was lost with the process that computed can be said again.
 failed({restarted, _Reason}, Name, {Text, From, Attempts}, User, State) when Attempts > 1 ->
     answer(Name, {Text, From, Attempts - 1}, User, State);
+failed({invalid_argument, _Reason}, Name, {Text, From, Attempts}, User, State) when Attempts > 1 ->
+    answer_reopened(Name, {Text, From, Attempts - 1}, User, State);
 failed(Reason, Name, {_Text, From, _Attempts}, User, State) ->
     gen_server:reply(From, {error, Reason}),
     answer_next(Name, User, State).
+
+%% Either a limit has closed the session, or the message itself is wrong. So the session is opened before its old
+%% context is closed: one that lives keeps its conversation.
+answer_reopened(Name, Message, #user{context = Old} = User, #state{backend = Backend, model = Model} = State) ->
+    case wasi_nn:init_execution_context_with_session_id(Backend, Model, Name) of
+        {ok, Context} ->
+            _ = wasi_nn:close_execution_context(Backend, Old),
+            answer(Name, Message, User#user{context = Context}, State);
+        {error, Reason} ->
+            failed(Reason, Name, Message, User, State)
+    end.
 
 keep(Name, User, #state{users = Users} = State) ->
     State#state{users = Users#{Name => User}}.

@@ -2,7 +2,8 @@
 %%
 %% A "context" there is a backend with one model, sessions are kept by name, and whoever asks may be a process that ends
 %% with its request. So everything that is opened here belongs to one process, which starts with the first call and
-%% closes it when it ends. Texts may be strings or binaries, and sessions of one name go on where they were.
+%% closes it when it ends. Texts may be strings or binaries, and sessions of one name go on where they were. A session
+%% that a limit has closed (`idle_timeout_ms', `max_sessions') is opened again by the next call on it.
 %%
 %% Differences: results are never raised, answers may have any length, and errors are `{error, {Code, Message}}'.
 -module(dev_wasi_nn_nif).
@@ -15,14 +16,18 @@
 -export([cleanup_model_contexts/1, cleanup_all_contexts/0]).
 -export([init/1, handle_call/3, handle_cast/2]).
 
+%% With more sessions in use than `max_sessions' one may be closed again before its call.
+-define(N_ATTEMPTS, 3).
+
 -type context() :: wasi_nn:backend().
--type session() :: wasi_nn:execution_context().
+%% The name, and its context when the session was asked for.
+-type session() :: {wasi_nn:text(), wasi_nn:execution_context()}.
 -type error() :: {error, wasi_nn:reason() | no_model_loaded}.
 
 -record(state, {
     models = #{} :: #{Path :: wasi_nn:text() => {context(), wasi_nn:config()}},
     current :: wasi_nn:text() | undefined,
-    sessions = #{} :: #{{context(), wasi_nn:text()} => session()}
+    sessions = #{} :: #{{context(), wasi_nn:text()} => wasi_nn:execution_context()}
 }).
 
 -spec init_backend() -> {ok, context()} | error().
@@ -62,32 +67,34 @@ init_execution_context_once(Context, SessionId) ->
     init_execution_context(Context, SessionId).
 
 -spec close_execution_context(context(), session()) -> ok | error().
-close_execution_context(Context, Session) ->
-    without_value(call({close, Context, Session})).
+close_execution_context(Context, {SessionId, _Open}) ->
+    without_value(call({close, Context, SessionId}));
+close_execution_context(_Context, _NoSession) ->
+    {error, no_session()}.
 
 -spec run_inference(context(), session(), wasi_nn:text()) -> {ok, binary()} | error().
 run_inference(Context, Session, Prompt) ->
-    wasi_nn:run_inference(Context, Session, Prompt).
+    run_inference(Context, Session, Prompt, #{}).
 
 -spec run_inference(context(), session(), wasi_nn:text(), wasi_nn:config()) -> {ok, binary()} | error().
 run_inference(Context, Session, Prompt, Options) ->
-    wasi_nn:run_inference(Context, Session, Prompt, Options).
+    in_session(Context, Session, fun(Open) -> wasi_nn:run_inference(Context, Open, Prompt, Options) end).
 
 -spec run_inference_with_options(context(), session(), wasi_nn:text(), wasi_nn:config()) -> {ok, binary()} | error().
 run_inference_with_options(Context, Session, Prompt, Options) ->
-    wasi_nn:run_inference(Context, Session, Prompt, Options).
+    run_inference(Context, Session, Prompt, Options).
 
 -spec set_input(context(), session(), wasi_nn:text()) -> ok | error().
 set_input(Context, Session, Prompt) ->
-    without_value(wasi_nn:set_input(Context, Session, 0, Prompt)).
+    without_value(in_session(Context, Session, fun(Open) -> wasi_nn:set_input(Context, Open, 0, Prompt) end)).
 
 -spec compute(context(), session()) -> ok | error().
 compute(Context, Session) ->
-    without_value(wasi_nn:compute(Context, Session)).
+    without_value(in_session(Context, Session, fun(Open) -> wasi_nn:compute(Context, Open) end)).
 
 -spec get_output(context(), session(), wasi_nn:index()) -> {ok, binary()} | error().
 get_output(Context, Session, Index) ->
-    wasi_nn:get_output(Context, Session, Index).
+    in_session(Context, Session, fun(Open) -> wasi_nn:get_output(Context, Open, Index) end).
 
 -spec cleanup_model_contexts(wasi_nn:text()) -> ok.
 cleanup_model_contexts(Path) ->
@@ -96,6 +103,24 @@ cleanup_model_contexts(Path) ->
 -spec cleanup_all_contexts() -> ok.
 cleanup_all_contexts() ->
     call(cleanup).
+
+in_session(Context, {SessionId, Open}, Work) ->
+    in_session(Context, SessionId, Open, Work, ?N_ATTEMPTS);
+in_session(_Context, _NoSession, _Work) ->
+    {error, no_session()}.
+
+%% Work that is refused is done again where the reason was that the session's context is closed.
+in_session(Context, SessionId, Open, Work, Attempts) ->
+    case Work(Open) of
+        {error, {invalid_argument, _Message}} = Refused when Attempts > 1 ->
+            case call({reopen, Context, SessionId}) of
+                {ok, Open} -> Refused;
+                {ok, Reopened} -> in_session(Context, SessionId, Reopened, Work, Attempts - 1);
+                {error, Reason} -> {error, Reason}
+            end;
+        Result ->
+            Result
+    end.
 
 %% -- The process that owns the sessions ----------------------------------------------------------------------------
 
@@ -132,12 +157,24 @@ handle_call(current, _From, #state{models = Models, current = Path} = State) ->
     end;
 handle_call({session, Context, SessionId}, _From, #state{sessions = Sessions} = State) ->
     case Sessions of
-        #{{Context, SessionId} := Session} -> {reply, {ok, Session}, State};
-        _ -> open_session(Context, SessionId, State)
+        #{{Context, SessionId} := Open} ->
+            {reply, {ok, {SessionId, Open}}, State};
+        _ ->
+            case open_session(Context, SessionId, State) of
+                {ok, Open, NewState} -> {reply, {ok, {SessionId, Open}}, NewState};
+                {error, Reason} -> {reply, {error, Reason}, State}
+            end
     end;
-handle_call({close, Context, Session}, _From, #state{sessions = Sessions} = State) ->
-    Left = maps:filter(fun(_Key, Other) -> Other =/= Session end, Sessions),
-    {reply, wasi_nn:close_execution_context(Context, Session), State#state{sessions = Left}};
+handle_call({reopen, Context, SessionId}, _From, #state{sessions = Sessions} = State) ->
+    case Sessions of
+        #{{Context, SessionId} := Open} -> reopen_session(Context, SessionId, Open, State);
+        _ -> {reply, {error, session_closed()}, State}
+    end;
+handle_call({close, Context, SessionId}, _From, #state{sessions = Sessions} = State) ->
+    case maps:take({Context, SessionId}, Sessions) of
+        {Open, Left} -> {reply, wasi_nn:close_execution_context(Context, Open), State#state{sessions = Left}};
+        error -> {reply, {error, session_closed()}, State}
+    end;
 handle_call({deinit, Context}, _From, State) ->
     {Result, Left} = close_backend(Context, State),
     {reply, Result, Left};
@@ -172,14 +209,37 @@ open_session(Context, SessionId, #state{sessions = Sessions} = State) ->
     case wasi_nn:latest_graph(Context) of
         {ok, Graph} ->
             case wasi_nn:init_execution_context_with_session_id(Context, Graph, SessionId) of
-                {ok, Session} ->
-                    {reply, {ok, Session}, State#state{sessions = Sessions#{{Context, SessionId} => Session}}};
+                {ok, Open} -> {ok, Open, State#state{sessions = Sessions#{{Context, SessionId} => Open}}};
+                {error, Reason} -> {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% Configuration that changes nothing is refused by a closed context only. Without this question a wrong prompt would
+%% end what others do in the session.
+reopen_session(Context, SessionId, Old, State) ->
+    case wasi_nn:set_input(Context, Old, 1, #{}) of
+        {error, {invalid_argument, _Message}} ->
+            case open_session(Context, SessionId, State) of
+                {ok, Open, NewState} ->
+                    _ = wasi_nn:close_execution_context(Context, Old),
+                    {reply, {ok, Open}, NewState};
                 {error, Reason} ->
                     {reply, {error, Reason}, State}
             end;
-        {error, Reason} ->
-            {reply, {error, Reason}, State}
+        {error, {restarted, _Message} = Reason} ->
+            %% Somebody has to hear it, and it is said once.
+            {reply, {error, Reason}, State};
+        _IsOpen ->
+            {reply, {ok, Old}, State}
     end.
+
+no_session() ->
+    {invalid_argument, <<"a session is what init_execution_context gives">>}.
+
+session_closed() ->
+    {invalid_argument, <<"the session is closed: init_execution_context opens it">>}.
 
 close_backend(Context, #state{models = Models, sessions = Sessions} = State) ->
     {wasi_nn:deinit_backend(Context), State#state{

@@ -27,6 +27,9 @@
 %% As at the C door. A packet has room for both.
 -define(N_TEXT_BYTES_MAX, 16#4000000).
 -define(N_CONFIG_BYTES_MAX, 16#100000).
+-define(N_NAME_BYTES_MAX, 4095).
+-define(N_NAME_PART_BYTES_MAX, 255).
+-define(N_SESSION_ID_BYTES_MAX, 255).
 
 -opaque backend() :: {wasi_nn_backend, pos_integer()}.
 -opaque graph() :: {wasi_nn_graph, pos_integer()}.
@@ -80,7 +83,7 @@ load_by_name(Backend, Name) ->
 %% @doc Load a model: the path of a GGUF file, or a built-in model's name.
 -spec load_by_name_with_config(backend(), text(), config()) -> result(graph()).
 load_by_name_with_config({wasi_nn_backend, Backend}, Name, Config) ->
-    with_text(Name, fun(Text) ->
+    with_name(Name, fun(Text) ->
         with_config(Config, fun(Json) -> handle(wasi_nn_graph, {load_by_name, Backend, Text, Json}) end)
     end);
 load_by_name_with_config(_Other, _Name, _Config) ->
@@ -106,10 +109,11 @@ init_execution_context(Backend, Graph) ->
     new_context(Backend, Graph, <<>>).
 
 %% @doc The session of a name: contexts of equal names on a graph share one conversation, which ends when the last one
-%% is closed. With `save_dir' in the backend's configuration it goes on from its last finished turn.
+%% is closed. With `save_dir' in the backend's configuration it goes on from its last finished turn. When a limit has
+%% closed it, calls on its contexts are `invalid_argument', and the next one of that name begins anew.
 -spec init_execution_context_with_session_id(backend(), graph(), text()) -> result(execution_context()).
 init_execution_context_with_session_id(Backend, Graph, SessionId) ->
-    with_text(SessionId, fun(Text) -> new_context(Backend, Graph, Text) end).
+    with_session_id(SessionId, fun(Text) -> new_context(Backend, Graph, Text) end).
 
 %% @doc Close a context; what runs in it is cancelled first.
 -spec close_execution_context(backend(), execution_context()) -> result(done).
@@ -202,6 +206,30 @@ with_prompt(Prompt, Continue) ->
         (Text) -> Continue(Text)
     end).
 
+%% What the system can open. Checked here, so that no transport finds out in its own way.
+with_name(Name, Continue) ->
+    with_text(Name, fun(Text) ->
+        LongParts = [Part || Part <- binary:split(Text, <<"/">>, [global]), byte_size(Part) > ?N_NAME_PART_BYTES_MAX],
+        case {Text, has_nul(Text)} of
+            {<<>>, _} -> invalid(<<"the model's name is empty: pass its path or a built-in model's name">>);
+            {_, true} -> invalid(<<"the model's name has a NUL inside: pass a path without">>);
+            _ when byte_size(Text) > ?N_NAME_BYTES_MAX; LongParts =/= [] ->
+                invalid(<<"the model's name has more than 4095 bytes, or a part of it more than 255: shorten it">>);
+            _ -> Continue(Text)
+        end
+    end).
+
+with_session_id(SessionId, Continue) ->
+    with_text(SessionId, fun(Text) ->
+        case byte_size(Text) > ?N_SESSION_ID_BYTES_MAX orelse has_nul(Text) of
+            true -> invalid(<<"a session id has at most 255 bytes and no NUL: choose another">>);
+            false -> Continue(Text)
+        end
+    end).
+
+has_nul(Text) ->
+    binary:match(Text, <<0>>) =/= nomatch.
+
 with_text(Text, _Continue) when is_binary(Text), byte_size(Text) > ?N_TEXT_BYTES_MAX ->
     too_large(<<"a text has more than 64 MiB: send less">>);
 with_text(Text, Continue) when is_binary(Text) ->
@@ -227,7 +255,10 @@ with_config(Config, Continue) ->
     with_text(Config, fun(Json) -> with_json(Json, Continue) end).
 
 with_json(Json, Continue) when byte_size(Json) =< ?N_CONFIG_BYTES_MAX ->
-    Continue(Json);
+    case has_nul(Json) of
+        true -> invalid(<<"the configuration has a NUL inside: JSON writes it as \\u0000">>);
+        false -> Continue(Json)
+    end;
 with_json(_Json, _Continue) ->
     too_large(<<"the configuration has more than 1 MiB: send less">>).
 

@@ -4,8 +4,8 @@
 %% is `restarted': its next user is told so, once, and goes on with an empty one.
 -module(wasi_nn_books).
 
--export([new/0, add_backend/3, add_graph/5, add_context/6]).
--export([has_backend/2, has_graph/2, check_graph/3, latest_graph/2, owner/2, counts/1]).
+-export([new/0, add_backend/3, add_graph/5, add_context/5]).
+-export([has_backend/2, has_graph/2, check_graph/3, latest_graph/2, backend_of/2, counts/1]).
 -export([remove_backend/2, remove_graph/2, remove_context/2]).
 -export([enter/5, leave/4, active_call/2, replaced/1, to_restore/2, saved/3]).
 -export_type([books/0, stage/0]).
@@ -18,7 +18,6 @@
     backend :: id(),
     graph :: id(),
     session_id :: binary(),
-    owner :: pid(),
     %% Whether finished turns are kept on disk.
     is_saved :: boolean(),
     is_used = false :: boolean(),
@@ -45,12 +44,10 @@ add_backend(Id, Config, #books{backends = Backends} = Books) ->
 add_graph(Id, Backend, Name, Config, #books{graphs = Graphs} = Books) ->
     Books#books{graphs = Graphs#{Id => #graph{backend = Backend, name = Name, config = Config}}}.
 
--spec add_context(id(), id(), binary(), pid(), boolean(), books()) -> books().
-add_context(Id, Graph, SessionId, Owner, IsSaved, #books{graphs = Graphs, contexts = Contexts} = Books) ->
+-spec add_context(id(), id(), binary(), boolean(), books()) -> books().
+add_context(Id, Graph, SessionId, IsSaved, #books{graphs = Graphs, contexts = Contexts} = Books) ->
     #graph{backend = Backend} = maps:get(Graph, Graphs),
-    Context = #context{
-        backend = Backend, graph = Graph, session_id = SessionId, owner = Owner, is_saved = IsSaved
-    },
+    Context = #context{backend = Backend, graph = Graph, session_id = SessionId, is_saved = IsSaved},
     Books#books{contexts = Contexts#{Id => Context}}.
 
 -spec has_backend(id(), books()) -> boolean().
@@ -77,10 +74,11 @@ latest_graph(Backend, #books{graphs = Graphs}) ->
         Ids -> {ok, lists:max(Ids)}
     end.
 
--spec owner(id(), books()) -> {ok, pid()} | error.
-owner(Id, #books{contexts = Contexts}) ->
+%% @doc The backend that a context is on.
+-spec backend_of(id(), books()) -> {ok, id()} | error.
+backend_of(Id, #books{contexts = Contexts}) ->
     case Contexts of
-        #{Id := #context{owner = Owner}} -> {ok, Owner};
+        #{Id := #context{backend = Backend}} -> {ok, Backend};
         _ -> error
     end.
 

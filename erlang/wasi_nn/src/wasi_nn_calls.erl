@@ -3,7 +3,7 @@
 -module(wasi_nn_calls).
 
 -export([new/0, add/3, take/2, take_all/1, count/1, is_under_way/2]).
--export([answer/2, token/3, of_stream/2, begin_cancel/2]).
+-export([result/3, answer/2, token/3, of_stream/2, begin_cancel/2]).
 -export([watch_owner/3, forget_owner/2, died/2]).
 -export_type([calls/0, call/0, caller/0]).
 
@@ -77,6 +77,14 @@ count(#calls{calls = All}) ->
 -spec is_under_way(id(), calls()) -> boolean().
 is_under_way(Id, #calls{calls = All}) ->
     is_map_key(Id, All).
+
+%% @doc What a call's reply means. One that was cancelled because its context is being closed may have come too late for
+%% its cancel, and found the context closed.
+-spec result(id(), wasi_nn_transport:result(), calls()) -> wasi_nn_transport:result().
+result(Id, {error, {invalid_argument, _Message}}, #calls{cancelled = Cancelled}) when is_map_key(Id, Cancelled) ->
+    {error, {cancelled, <<"the call was cancelled">>}};
+result(_Id, Reply, _Calls) ->
+    Reply.
 
 %% @doc Tell whoever waits what came of a call.
 -spec answer(call(), wasi_nn_transport:result()) -> ok.

@@ -43,8 +43,9 @@ load(_BackendConfig, _Name, _Config) -> erlang:nif_error(not_loaded).
 -spec unload(graph()) -> {ok, done} | failure().
 unload(_Graph) -> erlang:nif_error(not_loaded).
 
-%% @doc A context of its own for an empty id, else the session of that name.
--spec context(graph(), binary()) -> {ok, context()} | failure().
+%% @doc A context of its own for an empty id, else the session of that name, which is closed as often as it was opened.
+%% Also the library's number of it on this graph: equal for all that share a live session.
+-spec context(graph(), binary()) -> {ok, {context(), non_neg_integer()}} | failure().
 context(_Graph, _SessionId) -> erlang:nif_error(not_loaded).
 
 -spec close(context()) -> {ok, done} | failure().

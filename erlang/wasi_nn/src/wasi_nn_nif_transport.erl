@@ -9,17 +9,18 @@
 
 -type id() :: wasi_nn_transport:id().
 
+%% Contexts of one session are several here, with equal keys: the graph, and the library's number.
+-record(context, {resource :: wasi_nn_nif:context(), key :: {Graph :: id(), Number :: non_neg_integer()}}).
 -record(job, {
     work :: fun(() -> {ok, term()} | wasi_nn_nif:failure()),
     effect :: effect(),
     %% The context that a cancel has to reach.
-    context :: wasi_nn_nif:context() | undefined,
+    context :: #context{} | undefined,
     computes :: boolean(),
     %% No other call may work on its context meanwhile.
     claims = false :: boolean(),
     is_cancelled = false :: boolean()
 }).
--record(context, {resource :: wasi_nn_nif:context(), key :: {id(), binary()}}).
 -record(state, {
     max_running :: pos_integer(),
     max_waiting :: non_neg_integer(),
@@ -29,10 +30,7 @@
     waiting = queue:new() :: queue:queue({id(), #job{}}),
     backends = #{} :: #{id() => {wasi_nn_nif:backend(), Config :: binary()}},
     graphs = #{} :: #{id() => {wasi_nn_nif:graph(), Backend :: id()}},
-    contexts = #{} :: #{id() => #context{}},
-    %% Named sessions are shared: who has them, and who waits for one that is being opened.
-    holders = #{} :: #{{id(), binary()} => pos_integer()},
-    opening = #{} :: #{{id(), binary()} => [{id(), id()}]}
+    contexts = #{} :: #{id() => #context{}}
 }).
 %% What a result changes.
 -type effect() :: fun((wasi_nn_transport:result(), #state{}) -> {wasi_nn_transport:result(), #state{}}).
@@ -59,8 +57,6 @@ request(Id, Operation, Arguments, State) ->
         {reply, Result, NewState} ->
             self() ! {wasi_nn_nif, reply, Id, Result},
             {ok, NewState};
-        {wait, NewState} ->
-            {ok, NewState};
         {#job{claims = true, context = Context} = Job, NewState} ->
             case is_claimed(Context, NewState) of
                 true ->
@@ -75,9 +71,9 @@ request(Id, Operation, Arguments, State) ->
     end.
 
 %% The server keeps calls on one context apart; contexts of one session are several there.
-is_claimed(Context, #state{running = Running, waiting = Waiting}) ->
+is_claimed(#context{key = Key}, #state{running = Running, waiting = Waiting}) ->
     Jobs = maps:values(Running) ++ [Job || {_Id, Job} <- queue:to_list(Waiting)],
-    lists:any(fun(#job{context = Other, claims = Claims}) -> Claims andalso Other =:= Context end, Jobs).
+    lists:any(fun(#job{context = Context, claims = Claims}) -> Claims andalso Context#context.key =:= Key end, Jobs).
 
 begin_job(Id, #job{computes = false} = Job, State) ->
     {ok, run(Id, Job, State)};
@@ -105,12 +101,11 @@ job(deinit_backend, [Number], _Id, #state{backends = Backends, graphs = Graphs, 
     {_Backend, _Config} = Entry = maps:get(Number, Backends),
     Gone = maps:filter(fun(_Graph, {_Resource, Owner}) -> Owner =:= Number end, Graphs),
     Resources = [element(1, Entry) | [Resource || {Resource, _Owner} <- maps:values(Gone)]],
-    IsKept = fun(_Context, #context{key = {Graph, _SessionId}}) -> not is_map_key(Graph, Gone) end,
+    IsKept = fun(_Context, #context{key = {Graph, _Number}}) -> not is_map_key(Graph, Gone) end,
     Left = State#state{
         backends = maps:remove(Number, Backends),
         graphs = maps:without(maps:keys(Gone), Graphs),
-        contexts = maps:filter(IsKept, Contexts),
-        holders = maps:filter(fun({Graph, _SessionId}, _N) -> not is_map_key(Graph, Gone) end, State#state.holders)
+        contexts = maps:filter(IsKept, Contexts)
     },
     {work(fun() -> lists:last([wasi_nn_nif:deinit(Resource) || Resource <- Resources]) end, fun unchanged/2), Left};
 job(status, [_Number], _Id, State) ->
@@ -126,36 +121,40 @@ job(unload, [Number], _Id, #state{graphs = Graphs} = State) ->
     with_resource(maps:take(Number, Graphs), State, fun({{Graph, _Backend}, Rest}) ->
         {work(fun() -> wasi_nn_nif:unload(Graph) end, fun unchanged/2), State#state{graphs = Rest}}
     end);
-job(init_execution_context, [Graph, Number, SessionId], Id, #state{graphs = Graphs} = State) ->
+job(init_execution_context, [Graph, Number, SessionId], _Id, #state{graphs = Graphs} = State) ->
     with_resource(maps:find(Graph, Graphs), State, fun({ok, {Resource, _Backend}}) ->
-        open_context(Resource, {Graph, SessionId}, Number, Id, State)
+        {work(fun() -> wasi_nn_nif:context(Resource, SessionId) end, opened(Graph, Number)), State}
     end);
 job(close_execution_context, [Number], _Id, #state{contexts = Contexts} = State) ->
-    with_resource(maps:take(Number, Contexts), State, fun({Context, Rest}) ->
-        close_context(Context, State#state{contexts = Rest})
+    with_resource(maps:take(Number, Contexts), State, fun({#context{resource = Resource}, Rest}) ->
+        {work(fun() -> wasi_nn_nif:close(Resource) end, fun unchanged/2), State#state{contexts = Rest}}
     end);
 job(Operation, [Number | Arguments], Id, #state{contexts = Contexts} = State) ->
-    with_resource(maps:find(Number, Contexts), State, fun({ok, #context{resource = Context}}) ->
-        {context_job(Operation, Context, Arguments, Id), State}
+    with_resource(maps:find(Number, Contexts), State, fun({ok, #context{resource = Resource} = Context}) ->
+        Computes = Operation =/= set_input andalso Operation =/= get_output,
+        Job = work(context_work(Operation, Resource, Arguments, Id), fun unchanged/2),
+        {Job#job{context = Context, computes = Computes, claims = Operation =/= get_output}, State}
     end).
 
-context_job(set_input, Context, [Index, Data], _Id) ->
-    Job = on(Context, false, fun() -> wasi_nn_nif:set_input(Context, Index, Data) end),
-    Job#job{claims = true};
-context_job(get_output, Context, [Index], _Id) ->
-    on(Context, false, fun() -> wasi_nn_nif:get_output(Context, Index) end);
-context_job(compute, Context, [], _Id) ->
-    on(Context, true, fun() -> wasi_nn_nif:compute(Context) end);
-context_job(run_inference, Context, [Prompt, Config], _Id) ->
-    on(Context, true, fun() -> wasi_nn_nif:run_inference(Context, Prompt, Config) end);
-context_job(stream, Context, [Prompt, Config], Id) ->
+context_work(set_input, Context, [1, <<>>], Id) ->
+    %% The library takes no empty input.
+    context_work(set_input, Context, [1, <<"{}">>], Id);
+context_work(set_input, Context, [Index, Data], _Id) ->
+    fun() -> wasi_nn_nif:set_input(Context, Index, Data) end;
+context_work(get_output, Context, [Index], _Id) ->
+    fun() -> wasi_nn_nif:get_output(Context, Index) end;
+context_work(compute, Context, [], _Id) ->
+    fun() -> wasi_nn_nif:compute(Context) end;
+context_work(run_inference, Context, [Prompt, Config], _Id) ->
+    fun() -> wasi_nn_nif:run_inference(Context, Prompt, Config) end;
+context_work(stream, Context, [Prompt, Config], Id) ->
     Server = self(),
-    on(Context, true, fun() ->
+    fun() ->
         case wasi_nn_nif:set_input(Context, 0, Prompt) of
             {ok, done} -> stream(Context, Config, Id, Server);
             Failure -> Failure
         end
-    end).
+    end.
 
 stream(Context, Config, Id, Server) ->
     case wasi_nn_nif:compute_single(Context, Config) of
@@ -170,63 +169,18 @@ stream(Context, Config, Id, Server) ->
             Failure
     end.
 
-%% The C library has one context for a name, without holders: they are counted here.
-open_context(Resource, {_Graph, <<>>} = Key, Number, _Id, State) ->
-    {work(fun() -> wasi_nn_nif:context(Resource, <<>>) end, opened(Key, Number)), State};
-open_context(Resource, {_Graph, SessionId} = Key, Number, Id, State) ->
-    #state{contexts = Contexts, holders = Holders, opening = Opening} = State,
-    case {Holders, Opening} of
-        {#{Key := N}, _} ->
-            [Shared | _] = [Context || #context{key = Other} = Context <- maps:values(Contexts), Other =:= Key],
-            NewState = State#state{contexts = Contexts#{Number => Shared}, holders = Holders#{Key := N + 1}},
-            {reply, {ok, false}, NewState};
-        {_, #{Key := Others}} ->
-            {wait, State#state{opening = Opening#{Key := [{Id, Number} | Others]}}};
-        _ ->
-            Job = work(fun() -> wasi_nn_nif:context(Resource, SessionId) end, opened(Key, Number)),
-            {Job, State#state{opening = Opening#{Key => []}}}
-    end.
-
-opened({_Graph, <<>>} = Key, Number) ->
+%% The library shares sessions of one name, counts their openings, and knows which of them a limit has closed.
+opened(Graph, Number) ->
     fun
-        ({ok, Resource}, #state{contexts = Contexts} = State) ->
-            Context = #context{resource = Resource, key = Key},
+        ({ok, {Resource, LibraryNumber}}, #state{contexts = Contexts} = State) ->
+            Context = #context{resource = Resource, key = {Graph, LibraryNumber}},
             {{ok, false}, State#state{contexts = Contexts#{Number => Context}}};
         (Failure, State) ->
             {Failure, State}
-    end;
-opened(Key, Number) ->
-    fun(Result, #state{contexts = Contexts, holders = Holders, opening = Opening} = State) ->
-        {Others, Rest} = maps:take(Key, Opening),
-        Left = State#state{opening = Rest},
-        case Result of
-            {ok, Resource} ->
-                Context = #context{resource = Resource, key = Key},
-                _ = [self() ! {wasi_nn_nif, reply, Id, {ok, false}} || {Id, _Other} <- Others],
-                Numbers = [Number | [Other || {_Id, Other} <- Others]],
-                New = maps:from_list([{One, Context} || One <- Numbers]),
-                NewHolders = Holders#{Key => length(Numbers)},
-                {{ok, false}, Left#state{contexts = maps:merge(Contexts, New), holders = NewHolders}};
-            Failure ->
-                _ = [self() ! {wasi_nn_nif, reply, Id, Failure} || {Id, _Other} <- Others],
-                {Failure, Left}
-        end
-    end.
-
-close_context(#context{key = Key, resource = Resource}, #state{holders = Holders} = State) ->
-    case Holders of
-        #{Key := N} when N > 1 ->
-            {reply, {ok, done}, State#state{holders = Holders#{Key := N - 1}}};
-        _ ->
-            Left = State#state{holders = maps:remove(Key, Holders)},
-            {work(fun() -> wasi_nn_nif:close(Resource) end, fun unchanged/2), Left}
     end.
 
 work(Work, Effect) ->
     #job{work = Work, effect = Effect, computes = false}.
-
-on(Context, Computes, Work) ->
-    #job{work = Work, effect = fun unchanged/2, context = Context, computes = Computes, claims = Computes}.
 
 unchanged(Result, State) ->
     {Result, State}.
@@ -249,8 +203,8 @@ cancel(Id, #state{running = Running, waiting = Waiting} = State) ->
     case Running of
         #{Id := #job{context = undefined}} ->
             State;
-        #{Id := #job{context = Context} = Job} ->
-            ok = wasi_nn_nif:cancel(Context),
+        #{Id := #job{context = #context{resource = Resource}} = Job} ->
+            ok = wasi_nn_nif:cancel(Resource),
             State#state{running = Running#{Id := Job#job{is_cancelled = true}}};
         _ ->
             State#state{waiting = queue:filter(fun(Entry) -> not is_cancelled_waiting(Id, Entry) end, Waiting)}
@@ -312,7 +266,8 @@ info(#state{n_computing = NComputing, waiting = Waiting, max_running = Max}) ->
 %% In the background: a model that is being loaded cannot be hurried.
 -spec stop(#state{}) -> ok.
 stop(#state{running = Running, backends = Backends, graphs = Graphs}) ->
-    _ = [wasi_nn_nif:cancel(Context) || #job{context = Context} <- maps:values(Running), Context =/= undefined],
+    %% A generator leaves out what does not match, such as undefined.
+    _ = [wasi_nn_nif:cancel(Resource) || #job{context = #context{resource = Resource}} <- maps:values(Running)],
     Resources = [Backend || {Backend, _Config} <- maps:values(Backends)] ++ [Graph || {Graph, _} <- maps:values(Graphs)],
     _ = spawn(fun() -> [wasi_nn_nif:deinit(Resource) || Resource <- Resources] end),
     ok.

@@ -216,7 +216,8 @@ event({down, Message}, State) ->
 event({token, Id, Text}, #state{calls = Calls} = State) ->
     ok = wasi_nn_calls:token(Id, Text, Calls),
     State;
-event({reply, Id, Result}, #state{calls = Calls} = State) ->
+event({reply, Id, Reply}, #state{calls = Calls} = State) ->
+    Result = wasi_nn_calls:result(Id, Reply, Calls),
     case wasi_nn_calls:take(Id, Calls) of
         {#{caller := {restore, Restored}}, Rest} ->
             restored(Restored, Result, State#state{calls = Rest});
@@ -264,7 +265,7 @@ closed_meanwhile() ->
 
 add_context(Id, Graph, SessionId, Owner, IsSaved, #state{books = Books, calls = Calls} = State) ->
     State#state{
-        books = wasi_nn_books:add_context(Id, Graph, SessionId, Owner, IsSaved, Books),
+        books = wasi_nn_books:add_context(Id, Graph, SessionId, IsSaved, Books),
         calls = wasi_nn_calls:watch_owner(Id, Owner, Calls)
     }.
 
@@ -311,7 +312,8 @@ perform({status, Backend}, From, State) ->
 perform({deinit_backend, Backend}, From, #state{books = Books} = State) ->
     with_backend(Backend, From, State, fun() ->
         {Contexts, Rest} = wasi_nn_books:remove_backend(Backend, Books),
-        Forgotten = lists:foldl(fun forget_context/2, State#state{books = Rest}, Contexts),
+        Cancelled = lists:foldl(fun(Context, Acc) -> element(2, cancel_target(Context, Acc)) end, State, Contexts),
+        Forgotten = lists:foldl(fun forget_context/2, Cancelled#state{books = Rest}, Contexts),
         send_call(deinit_backend, [Backend], From, Forgotten)
     end);
 perform({unload, Backend, Graph}, From, #state{books = Books} = State) ->
@@ -332,15 +334,16 @@ perform({Operation, Backend, Context, Prompt, Config}, From, State) when
     Operation =:= run_inference; Operation =:= stream
 ->
     on_context(Operation, Backend, Context, [Context, Prompt, Config], From, State);
-perform({close_execution_context, _Backend, Context}, From, #state{books = Books} = State) ->
-    case wasi_nn_books:owner(Context, Books) of
-        {ok, _Owner} ->
+perform({close_execution_context, Backend, Context}, From, #state{books = Books} = State) ->
+    case wasi_nn_books:backend_of(Context, Books) of
+        {ok, Owner} when Owner =:= Backend; From =:= none ->
             {_Answer, Cancelled} = cancel_target(Context, State),
             send_call(close_execution_context, [Context], From, forget_context(Context, Cancelled));
-        error when From =:= none ->
+        _ when From =:= none ->
             State;
-        error ->
-            gen_server:reply(From, {error, {invalid_argument, <<"the execution context is closed already">>}}),
+        _ ->
+            Message = <<"the execution context is closed already, or is another backend's">>,
+            gen_server:reply(From, {error, {invalid_argument, Message}}),
             State
     end.
 

@@ -30,15 +30,22 @@ cases() ->
         another_process_may_use_a_context,
         sessions_are_shared_by_name,
         sessions_belong_to_their_graph,
+        a_session_that_a_limit_closed_is_opened_anew,
+        contexts_are_closed_through_their_backend,
         closed_things_are_errors,
         deinit_ends_what_runs,
         wrong_arguments_are_errors,
         configuration_is_a_map_or_json,
+        empty_configuration_changes_nothing,
         no_atom_comes_from_input,
         calls_of_many_processes_do_not_mix,
         a_server_that_dies_is_replaced,
         a_chat_server,
-        a_device_of_hyperbeam
+        a_chat_server_goes_on_after_a_limit,
+        a_chat_server_keeps_the_conversation_after_a_wrong_message,
+        a_device_of_hyperbeam,
+        a_device_goes_on_after_a_limit,
+        a_device_leaves_running_calls_alone
     ].
 
 init_per_group(Transport, Config) ->
@@ -256,6 +263,44 @@ sessions_belong_to_their_graph(Config) ->
     ?assertEqual({ok, <<>>}, wasi_nn:get_output(Backend, Second, 0)),
     ?assertEqual({ok, Other}, wasi_nn:latest_graph(Backend)).
 
+%% With room for one session, the next one's opening closes it.
+a_session_that_a_limit_closed_is_opened_anew(_Config) ->
+    {ok, Backend} = wasi_nn:init_backend((wasi_nn_test:config())#{max_sessions => 1}),
+    {ok, Graph} = wasi_nn:load_by_name(Backend, wasi_nn_test:tiny_model()),
+    Open = fun(Name) ->
+        {ok, Context} = wasi_nn:init_execution_context_with_session_id(Backend, Graph, Name),
+        Context
+    end,
+    Ask = fun(Context) -> wasi_nn:run_inference(Backend, Context, "hello") end,
+    Old = Open("ada"),
+    {ok, Text} = Ask(Old),
+    {ok, _} = Ask(Open("bob")),
+    ?assertMatch({error, {invalid_argument, _}}, Ask(Old)),
+    [New, Other] = [Open("ada"), Open("ada")],
+    ?assertEqual({ok, Text}, Ask(New)),
+    {ok, Stream} = wasi_nn:stream(Backend, New, "hello", wasi_nn_test:endless()),
+    _ = wasi_nn_test:first_token(Stream),
+    ?assertMatch({error, {invalid_argument, _}}, Ask(Old)),
+    ?assertMatch({error, {busy, _}}, Ask(Other)),
+    {ok, cancelled} = wasi_nn:cancel(Stream),
+    _ = wasi_nn_test:collect(Stream),
+    ?assertEqual({ok, Text}, wasi_nn:get_output(Backend, Old, 0)),
+    {ok, done} = wasi_nn:close_execution_context(Backend, Old),
+    {ok, done} = wasi_nn:close_execution_context(Backend, New),
+    ?assertMatch({ok, _}, Ask(Other)),
+    {ok, done} = wasi_nn:close_execution_context(Backend, Other),
+    ?assertEqual({ok, <<>>}, wasi_nn:get_output(Backend, Open("ada"), 0)),
+    {ok, done} = wasi_nn:deinit_backend(Backend).
+
+contexts_are_closed_through_their_backend(Config) ->
+    Backend = ?config(backend, Config),
+    Context = context(Config),
+    {ok, Other} = wasi_nn:init_backend(),
+    ?assertMatch({error, {invalid_argument, _}}, wasi_nn:close_execution_context(Other, Context)),
+    ?assertMatch({ok, _}, wasi_nn:run_inference(Backend, Context, "hello")),
+    ?assertEqual({ok, done}, wasi_nn:close_execution_context(Backend, Context)),
+    {ok, done} = wasi_nn:deinit_backend(Other).
+
 closed_things_are_errors(Config) ->
     Backend = ?config(backend, Config),
     Graph = ?config(graph, Config),
@@ -272,10 +317,16 @@ closed_things_are_errors(Config) ->
 
 deinit_ends_what_runs(Config) ->
     Backend = ?config(backend, Config),
-    {ok, Stream} = wasi_nn:stream(Backend, context(Config), "hello", wasi_nn_test:endless()),
-    _ = wasi_nn_test:first_token(Stream),
+    Streams = [
+        begin
+            {ok, Stream} = wasi_nn:stream(Backend, context(Config), "hello", wasi_nn_test:endless()),
+            Stream
+        end
+     || _ <- lists:seq(1, 6)
+    ],
+    _ = wasi_nn_test:first_token(hd(Streams)),
     {ok, done} = wasi_nn:deinit_backend(Backend),
-    ?assertMatch({_, {error, _}}, wasi_nn_test:collect(Stream)).
+    _ = [?assertMatch({_, {error, {cancelled, _}}}, wasi_nn_test:collect(Stream)) || Stream <- Streams].
 
 wrong_arguments_are_errors(Config) ->
     Backend = ?config(backend, Config),
@@ -289,6 +340,15 @@ wrong_arguments_are_errors(Config) ->
         {invalid_argument, wasi_nn:load_by_name(Context, "x")},
         {invalid_argument, wasi_nn:load_by_name(Backend, 7)},
         {model_not_found, wasi_nn:load_by_name(Backend, "/there/is/no.gguf")},
+        {invalid_argument, wasi_nn:load_by_name(Backend, "")},
+        {invalid_argument, wasi_nn:load_by_name(Backend, <<"model", 0, ".gguf">>)},
+        {invalid_argument, wasi_nn:load_by_name(Backend, binary:copy(<<"a/">>, 2048))},
+        {invalid_argument, wasi_nn:load_by_name(Backend, binary:copy(<<"a">>, 256))},
+        {invalid_argument, wasi_nn:load_by_name_with_config(Backend, "x", <<"{}", 0>>)},
+        {invalid_argument, wasi_nn:init_backend(<<"{}", 0>>)},
+        {invalid_argument, wasi_nn:init_execution_context_with_session_id(Backend, Graph, <<"ada", 0>>)},
+        {invalid_argument, wasi_nn:init_execution_context_with_session_id(Backend, Graph, binary:copy(<<"a">>, 256))},
+        {invalid_argument, wasi_nn:run_inference(Backend, Context, "x", <<"{}", 0>>)},
         {invalid_argument, wasi_nn:init_execution_context(Graph, Backend)},
         {invalid_argument, wasi_nn:run_inference(Backend, Context, [self()])},
         {invalid_argument, wasi_nn:run_inference(Backend, Context, <<>>)},
@@ -326,6 +386,17 @@ configuration_is_a_map_or_json(Config) ->
         "{\"max_tokens\": 4}"
     ],
     ?assertEqual([4, 4, 4, 4, 4], lists:map(NTokens, Forms)).
+
+empty_configuration_changes_nothing(Config) ->
+    Backend = ?config(backend, Config),
+    Context = context(Config),
+    _ = [?assertEqual({ok, done}, wasi_nn:set_input(Backend, Context, 1, Form)) || Form <- [#{}, <<>>, "", "{}"]],
+    ?assertEqual(
+        wasi_nn:run_inference(Backend, context(Config), "hello"),
+        wasi_nn:run_inference(Backend, Context, "hello", #{})
+    ),
+    {ok, done} = wasi_nn:close_execution_context(Backend, Context),
+    ?assertMatch({error, {invalid_argument, _}}, wasi_nn:set_input(Backend, Context, 1, #{})).
 
 no_atom_comes_from_input(Config) ->
     Backend = ?config(backend, Config),
@@ -388,6 +459,23 @@ a_chat_server(_Config) ->
     ?assertMatch({ok, _}, chat_server:say(Chat, <<"user 1">>, <<"hello">>)),
     ok = chat_server:stop(Chat).
 
+a_chat_server_goes_on_after_a_limit(_Config) ->
+    {ok, Chat} = chat_server:start_link(wasi_nn_test:tiny_model(), (wasi_nn_test:config())#{max_sessions => 1}),
+    Answers = [chat_server:say(Chat, User, <<"hello">>) || _ <- [1, 2, 3], User <- [<<"ada">>, <<"bob">>]],
+    %% Each session was closed before its user's next message, and begins anew.
+    ?assertMatch([{ok, <<_, _/binary>>}], lists:usort(Answers)),
+    ok = chat_server:stop(Chat).
+
+a_chat_server_keeps_the_conversation_after_a_wrong_message(_Config) ->
+    {ok, Chat} = chat_server:start_link(wasi_nn_test:tiny_model(), wasi_nn_test:config()),
+    Say = fun(User, Text) -> chat_server:say(Chat, User, Text) end,
+    Undisturbed = [Say(<<"ada">>, <<"hello">>) || _ <- [1, 2]],
+    First = Say(<<"bob">>, <<"hello">>),
+    ?assertMatch({error, {invalid_argument, _}}, Say(<<"bob">>, <<>>)),
+    ?assertEqual(Undisturbed, [First, Say(<<"bob">>, <<"hello">>)]),
+    ?assertNotEqual(First, lists:last(Undisturbed)),
+    ok = chat_server:stop(Chat).
+
 a_device_of_hyperbeam(_Config) ->
     {ok, Json} = wasi_nn_json:encode(wasi_nn_test:config()),
     Path = wasi_nn_test:tiny_model(),
@@ -416,3 +504,46 @@ a_device_of_hyperbeam(_Config) ->
     {ok, {Path, Json, Model}} = dev_wasi_nn_nif:get_current_model_info(),
     ok = dev_wasi_nn_nif:cleanup_all_contexts(),
     ok = gen_server:stop(dev_wasi_nn_nif).
+
+a_device_goes_on_after_a_limit(_Config) ->
+    {Context, [Ada, Bob]} = open_device(#{max_sessions => 1}),
+    Ask = fun(Session) -> dev_wasi_nn_nif:run_inference(Context, Session, "hello") end,
+    %% Handles from before, which others have replaced meanwhile, go on as well.
+    Answers = [Ask(Session) || _ <- [1, 2, 3], Session <- [Ada, Bob]],
+    ?assertMatch([{ok, <<_, _/binary>>}], lists:usort(Answers)),
+    {ok, Again} = dev_wasi_nn_nif:init_execution_context(Context, "ada"),
+    ?assertMatch({ok, _}, Ask(Again)),
+    ok = dev_wasi_nn_nif:set_input(Context, Bob, "hello"),
+    ok = dev_wasi_nn_nif:compute(Context, Bob),
+    ?assertEqual([dev_wasi_nn_nif:get_output(Context, Bob, 0)], lists:usort(Answers)),
+    {ok, #{n_contexts := 2}} = wasi_nn:status(Context),
+    ok = dev_wasi_nn_nif:close_execution_context(Context, Ada),
+    _ = [?assertMatch({error, {invalid_argument, _}}, Ask(Session)) || Session <- [Ada, Again, none]],
+    ?assertMatch({error, {invalid_argument, _}}, dev_wasi_nn_nif:close_execution_context(Context, Ada)),
+    ok = dev_wasi_nn_nif:deinit_backend(Context),
+    ok = gen_server:stop(dev_wasi_nn_nif).
+
+%% Such as one whose session is asked something wrong.
+a_device_leaves_running_calls_alone(_Config) ->
+    {Context, [Session, _Other]} = open_device(#{}),
+    Ask = fun(Prompt) -> dev_wasi_nn_nif:run_inference(Context, Session, Prompt, wasi_nn_test:endless()) end,
+    {_, Monitor} = spawn_monitor(fun() -> exit({value, Ask("hello")}) end),
+    wasi_nn_test:wait_until(running, fun() -> count(n_calls, Context) =:= 1 end),
+    ?assertMatch({error, {invalid_argument, _}}, Ask("")),
+    %% With a cancel it ends, so it was there.
+    ?assertEqual({ok, cancelled}, wasi_nn:cancel(element(2, Session))),
+    receive
+        {'DOWN', Monitor, process, _, {value, Value}} -> ?assertMatch({error, {cancelled, _}}, Value)
+    end,
+    ok = dev_wasi_nn_nif:deinit_backend(Context),
+    ok = gen_server:stop(dev_wasi_nn_nif).
+
+%% Its context, and the sessions ada and bob.
+open_device(BackendConfig) ->
+    {ok, Context} = dev_wasi_nn_nif:init_backend_with_config(maps:merge(wasi_nn_test:config(), BackendConfig)),
+    ok = dev_wasi_nn_nif:load_by_name_with_config(Context, wasi_nn_test:tiny_model(), #{}),
+    Open = fun(Name) ->
+        {ok, Session} = dev_wasi_nn_nif:init_execution_context(Context, Name),
+        Session
+    end,
+    {Context, [Open("ada"), Open("bob")]}.

@@ -8,8 +8,8 @@ books(IsSaved) ->
         fun(Books) -> wasi_nn_books:add_backend(1, <<"{}">>, Books) end,
         fun(Books) -> wasi_nn_books:add_graph(2, 1, <<"model">>, <<>>, Books) end,
         fun(Books) -> wasi_nn_books:add_graph(3, 1, <<"other">>, <<"{}">>, Books) end,
-        fun(Books) -> wasi_nn_books:add_context(4, 2, <<>>, self(), false, Books) end,
-        fun(Books) -> wasi_nn_books:add_context(5, 3, <<"ada">>, self(), IsSaved, Books) end
+        fun(Books) -> wasi_nn_books:add_context(4, 2, <<>>, false, Books) end,
+        fun(Books) -> wasi_nn_books:add_context(5, 3, <<"ada">>, IsSaved, Books) end
     ],
     lists:foldl(fun(Step, Books) -> Step(Books) end, wasi_nn_books:new(), Steps).
 
