@@ -20,6 +20,7 @@ from wasi_nn_backend.errors import InvalidArgument, WasiNNError
 from wasi_nn_backend.llama.amx_probe import Cpu, read_cpu
 from wasi_nn_backend.llama.build_report import BuildReport, ask_child
 from wasi_nn_backend.llama.gguf_file import read_gguf_summary
+from wasi_nn_backend.llama.gguf_header import read_gguf_header
 from wasi_nn_backend.llama.host_memory import available_bytes
 from wasi_nn_backend.planning import make_plan
 
@@ -105,6 +106,7 @@ def diagnose(machine: Machine, subject: Subject) -> list[Finding]:
         findings += [_llama(machine, build), _amx(machine, build), _gpu(build, subject), _openmp(machine, build)]
     findings.append(_threads(machine, subject))
     findings += _model_and_memory(machine, subject)
+    findings += _adapters(subject.settings)
     findings.append(_log_file(subject))
     return findings
 
@@ -221,6 +223,20 @@ def _model_and_memory(machine: Machine, subject: Subject) -> list[Finding]:
     findings = [Finding("model", Status.OK, text)]
     if not summary.is_encoder:
         findings.append(_memory(machine, subject, subject.model))
+    return findings
+
+
+def _adapters(settings: Settings) -> list[Finding]:
+    """Their headers only: whether they fit the model is checked when both are loaded."""
+    findings = []
+    for adapter in settings.model.lora:
+        try:
+            read_gguf_header(Path(adapter.path).expanduser())
+        except (WasiNNError, RuntimeError) as error:  # RuntimeError: a user without a home folder
+            detail = f"model.lora names {adapter.path}: {error}"
+            findings.append(Finding("LoRA", Status.PROBLEM, detail, "correct the path, or leave the adapter out"))
+        else:
+            findings.append(Finding("LoRA", Status.OK, adapter.path))
     return findings
 
 

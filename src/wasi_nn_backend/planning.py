@@ -15,7 +15,13 @@ from wasi_nn_backend.engine.sizing import context_params, n_usable_cores, wanted
 from wasi_nn_backend.errors import InvalidArgument, UnsupportedOperation
 from wasi_nn_backend.llama.gguf_file import GgufSummary, read_gguf_summary
 from wasi_nn_backend.llama.interface import AttentionChoice, ContextParams
-from wasi_nn_backend.llama.kv_shape import N_CELLS_BLOCK, cache_type, n_cells_rounded, round_up_n_ctx
+from wasi_nn_backend.llama.kv_shape import (
+    N_CELLS_BLOCK,
+    cache_type,
+    check_v_is_readable,
+    n_cells_rounded,
+    round_up_n_ctx,
+)
 
 __all__ = ["MemoryNeed", "Plan", "SessionCount", "Suggestion", "make_plan"]
 
@@ -121,6 +127,7 @@ def make_plan(path: Path, settings: Settings, n_bytes_available: int) -> Plan:
     numbers = _FileNumbers(summary)
     # Streams without flash attention, which needs the most: what the machine will choose is known when it has measured.
     flash_attention = settings.model.flash_attention
+    check_v_is_readable(settings.model.cache_type_v, has_flash_attention=flash_attention != "off")
     choice = AttentionChoice("streams", "on" if flash_attention == "on" else "off", "a plan")
     params = context_params(wanted_context(numbers, settings), choice)
     cell_bytes = numbers.kv_bytes_per_token(params.cache_type_k, params.cache_type_v)

@@ -32,12 +32,12 @@ def fake_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """Files whose names tell the fake what to do."""
+def models(tmp_path: Path, tiny_model_path: Path) -> Path:
+    """A model under the names that tell the fake what to do."""
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("none", "fail", "interrupt"):
-        (folder / name).touch()
+        (folder / name).symlink_to(tiny_model_path)
     return folder
 
 
@@ -100,6 +100,10 @@ def test_mistakes_are_told_before_anything_runs(wasi_nn_here: Command, tmp_path:
     no_model = wasi_nn_here("bench", "fake", "--model", "missing.gguf", "--out", "out")
     assert no_model.returncode == 1
     assert "missing.gguf" in no_model.stderr
+    (tmp_path / "junk.gguf").write_bytes(b"no model")
+    junk = wasi_nn_here("bench", "fake", "--model", "junk.gguf", "--out", "out")
+    assert (junk.returncode, junk.stdout) == (1, "")
+    assert junk.stderr.startswith("error: junk.gguf ")
     assert not (tmp_path / "out").exists()
 
 

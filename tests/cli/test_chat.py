@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, command_line
+from wasi_nn_backend.cli import chat
 
 GREEDY = ["--temperature", 0, "--config", "ignore_eos=true"]
 
@@ -50,6 +51,15 @@ def test_an_error_ends_a_pipe(wasi_nn_here: Command, tiny_model_path: Path) -> N
     done = wasi_nn_here("chat", "-m", tiny_model_path, "--config", "n_ctx=128", stdin="word " * 2000 + "\nHello\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert "prompt_too_long" in done.stderr
+
+
+def test_a_line_has_an_end(wasi_nn_here: Command, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "PROMPT_BYTES_MAX", 12)
+    arguments = ["chat", "-m", tiny_model_path, *GREEDY, "--max-tokens", 2]
+    assert wasi_nn_here(*arguments, stdin="eleven byte\n" * 2).returncode == 0
+    done = wasi_nn_here(*arguments, stdin="twelve bytes\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "more than 12 bytes" in done.stderr
 
 
 class Terminal:

@@ -198,9 +198,10 @@ def test_what_the_encoding_of_stdout_lacks_is_no_error(tmp_path: Path) -> None:
         assert shown in done.stdout
 
 
-def test_help_on_a_narrow_terminal_is_that_of_80_columns(wasi_nn_here: Command) -> None:
+@pytest.mark.parametrize("columns", ["40", "0"])
+def test_help_on_a_narrow_terminal_is_that_of_80_columns(wasi_nn_here: Command, columns: str) -> None:
     """The width is decided once a process. Narrower than that, typer would cut off the names of options."""
-    environment = {**os.environ, "COLUMNS": "40"}
+    environment = {**os.environ, "COLUMNS": columns}
     done = subprocess.run(
         command_line("run", "--help"), capture_output=True, text=True, env=environment, timeout=60, check=False
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from tests.cli.doubles import ScriptedContext
 from tests.cli.test_interrupts import press_ctrl_c
+from wasi_nn_backend.cli import generate
 from wasi_nn_backend.cli.conversation import Conversation, converse
 from wasi_nn_backend.cli.generate import print_answer
 from wasi_nn_backend.cli.interrupts import Cancellation
+from wasi_nn_backend.cli.terminal import waiting_line
 from wasi_nn_backend.errors import Cancelled, ContextFull
 
 Captured = pytest.CaptureFixture[str]
@@ -111,3 +116,75 @@ def test_a_newline_ends_the_answer_once(capsys: Captured) -> None:
 def test_a_cancel_from_elsewhere_is_an_error() -> None:
     with pytest.raises(Cancelled):
         print_answer(ScriptedContext([Cancelled("the graph was closed")]), b"Hi", Cancellation(), as_json=False)
+
+
+class Screen(io.StringIO):
+    """A terminal that stdout and stderr share."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class ManualTimer:
+    """A timer that fires when the test says so, once."""
+
+    def __init__(self) -> None:
+        self._actions: list[Callable[[], None]] = []
+        self.is_cancelled = False
+
+    def start(self, _delay_s: float, action: Callable[[], None]) -> ManualTimer:
+        self._actions.append(action)
+        return self
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def fire(self) -> None:
+        while self._actions:
+            self._actions.pop()()
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch) -> ManualTimer:
+    timer = ManualTimer()
+    monkeypatch.setattr(generate, "waiting_line", partial(waiting_line, start_timer=timer.start))
+    return timer
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, context: ScriptedContext, *, as_json: bool, term: str = "xterm") -> str:
+    screen = Screen()
+    with monkeypatch.context() as patch:
+        patch.setenv("TERM", term)
+        patch.setattr(sys, "stdout", screen)
+        patch.setattr(sys, "stderr", screen)
+        print_answer(context, b"Hi", Cancellation(), as_json=as_json)
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize(("as_json", "label"), [(False, "Reading the prompt"), (True, "Answering")])
+def test_a_terminal_shows_that_it_waits_until_there_is_an_answer(
+    monkeypatch: pytest.MonkeyPatch, timer: ManualTimer, as_json: bool, label: str
+) -> None:
+    plain = shown(monkeypatch, ScriptedContext(["Hel", "lo"]), as_json=as_json)
+    assert "\x1b" not in plain
+    with_line = shown(monkeypatch, ScriptedContext(["Hel", "lo"], on_piece=timer.fire), as_json=as_json)
+    before, _, after = with_line.rpartition("\x1b[2K")  # the line is erased
+    assert label in before
+    assert after == plain
+    assert timer.is_cancelled
+
+
+def test_a_line_that_has_ended_is_not_shown(monkeypatch: pytest.MonkeyPatch, timer: ManualTimer) -> None:
+    """The timer's thread may be late."""
+
+    def late() -> Iterator[str]:
+        yield "Hel"
+        timer.fire()
+        yield "lo"
+
+    assert shown(monkeypatch, ScriptedContext(late()), as_json=False) == "Hello\n"
+
+
+def test_a_terminal_that_cannot_draw_shows_the_answer_only(monkeypatch: pytest.MonkeyPatch, timer: ManualTimer) -> None:
+    context = ScriptedContext(["Hello"], on_piece=timer.fire)
+    assert shown(monkeypatch, context, as_json=False, term="dumb") == "Hello\n"

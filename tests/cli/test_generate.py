@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, command_line
-from wasi_nn_backend.cli import main
+from wasi_nn_backend.cli import generate, main
 
 GREEDY = ["--temperature", 0, "--config", "ignore_eos=true"]
 
@@ -106,6 +106,8 @@ def test_errors_are_one_line(wasi_nn_here: Command, tiny_model_path: Path, tmp_p
     ("arguments", "complaint"),
     [
         ([""], "PROMPT"),
+        (["--config", "settings.json", "x"], "--config: 'settings.json' is no assignment; write key=value or @FILE"),
+        (["--config", "@", "x"], "no file name"),
         (["--temperature", "3", "x"], "--temperature"),
         (["--max-tokens", "0", "x"], "max_tokens"),
         (["--config", "n_ctx", "x"], "--config"),
@@ -118,6 +120,16 @@ def test_usage_errors_name_the_option(arguments: list[str], complaint: str, caps
     captured = capsys.readouterr()
     assert captured.out == ""
     assert complaint in captured.err.splitlines()[0]
+
+
+@pytest.mark.parametrize(("stdin", "complaint"), [("", "stdin had no text"), ("twelve bytes", "more than 11 bytes")])
+def test_stdin_that_is_no_prompt(
+    wasi_nn_here: Command, monkeypatch: pytest.MonkeyPatch, stdin: str, complaint: str
+) -> None:
+    monkeypatch.setattr(generate, "PROMPT_BYTES_MAX", 11)
+    done = wasi_nn_here("generate", "-m", "smollm2", "-", stdin=stdin)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr
 
 
 def test_ctrl_c_keeps_the_text_so_far(tiny_model_path: Path) -> None:

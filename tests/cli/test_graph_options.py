@@ -20,6 +20,7 @@ from wasi_nn_backend.cli.graph_options import (
     read_config_option,
     unique_graphs,
 )
+from wasi_nn_backend.config.jsontext import N_BYTES_MAX
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 NAME = TEXT.filter(lambda text: "=" not in text)
@@ -120,11 +121,21 @@ def test_the_first_graph_of_a_name_wins(names: list[str]) -> None:
 def test_config_is_json_a_file_or_an_at_file(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_bytes(b'{"top_k": 3}')
-    assert read_config_option('{"top_k": 3}') == b'{"top_k": 3}'
-    assert read_config_option(str(file)) == read_config_option(f"@{file}") == b'{"top_k": 3}'
+    assert read_config_option('{"top_k": 3}') == ("--nn-config", b'{"top_k": 3}')
+    name, content = read_config_option(str(file))
+    assert read_config_option(f"@{file}") == (name, content)
+    assert (name.startswith("--nn-config "), content) == (True, b'{"top_k": 3}')
 
 
-@pytest.mark.parametrize("name", ["nowhere.json", "@nowhere.json", "."])
+def test_no_more_of_a_config_file_is_read_than_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "endless.json"
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 34)
+    _, content = read_config_option(str(file))
+    assert len(content) == N_BYTES_MAX + 1
+
+
+@pytest.mark.parametrize("name", ["nowhere.json", "@nowhere.json", ".", "", "@", "nul\0byte"])
 def test_unreadable_config_names_the_option(name: str) -> None:
     with pytest.raises(typer.BadParameter) as caught:
         read_config_option(name)

@@ -85,10 +85,22 @@ def test_a_bad_file_is_one_line_and_a_failure(
 
 
 @pytest.mark.parametrize(
-    "words", [["config", "a", "b"], ["x", "y"], ["x.wasm", "--dialect", "witx"], ["config", "x", "--dialect", "wamrr"]]
+    "words",
+    [
+        ["config"],
+        ["config", "a", "b"],
+        ["x", "y"],
+        ["x.wasm", "--dialect", "witx"],
+        ["config", "x", "--dialect", "wamrr"],
+    ],
 )
 def test_wrong_words_are_a_wrong_command_line(wasi_nn_here: Command, words: list[str]) -> None:
     assert wasi_nn_here("inspect", *words).returncode == 2
+
+
+def test_a_file_may_be_called_config(wasi_nn_here: Command, tmp_path: Path) -> None:
+    (tmp_path / "config").write_bytes(b"\0asm\1\0\0\0")
+    assert wasi_nn_here("inspect", "config").returncode == 0
 
 
 def test_a_configuration_without_the_word_says_what_to_write(wasi_nn_here: Command, file: Path) -> None:

@@ -31,6 +31,7 @@ def test_a_plan_as_text_and_as_json(tiny_model_path: Path, tmp_path: Path, wasi_
         (["--memory", "-1GiB"], 2, "no size"),
         (["--config", "n_ctx=nonsense"], 2, "n_ctx"),
         (["--model", "/missing.gguf"], 1, "no such file"),
+        (["missing.json"], 2, "CONFIG: there is no configuration file 'missing.json'"),
     ],
 )
 def test_a_plan_that_fails(

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from tests.cli.conftest import EXAMPLES, Command, command_line
 from wasi_nn_backend.cli import main
+from wasi_nn_backend.cli import run as command
 from wasi_nn_backend.host.pacing import Pacer
 
 GUESTS = Path(__file__).parent / "guests"
@@ -138,6 +140,45 @@ def test_ctrl_c_stops_a_guest_that_spins() -> None:
     assert (process.returncode, output, errors) == (130, "", "")
 
 
+def test_ctrl_c_at_a_guest_that_waits_for_its_input(tmp_path: Path) -> None:
+    """Nothing wakes it: the terminal says so, and a second Ctrl-C does not wait."""
+    module = tmp_path / "read.wat"
+    module.write_text("""(module
+      (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1)
+      (data (i32.const 0) "\\10\\00\\00\\00\\06\\00\\00\\00")
+      (data (i32.const 16) "ready\\n")
+      (func (export "_start")
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+        (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))))""")
+    terminal, terminal_end = os.openpty()
+    with subprocess.Popen(
+        command_line("run", module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=terminal_end
+    ) as process:
+        os.close(terminal_end)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        shown = b""
+        while b"Ctrl-C ends it at once" not in shown:
+            shown += os.read(terminal, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    os.close(terminal)
+
+
+@pytest.mark.parametrize(("now_s", "n_lines"), [([0.0, 0.4], 0), ([7.0, 7.6, 9.0], 1)])
+def test_a_guest_that_does_not_end_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], now_s: list[float], n_lines: int
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    waiting = command._Waiting(iter(now_s).__next__)
+    for _ in now_s:
+        waiting.note()
+    assert capsys.readouterr().err.count("\n") == n_lines
+
+
 def test_a_guest_that_must_write_to_a_closed_stdout_ends_quietly(closed_pipe: int) -> None:
     done = subprocess.run(
         command_line("run", "--invoke", "must_write", WORLD),
@@ -152,7 +193,13 @@ def test_a_guest_that_must_write_to_a_closed_stdout_ends_quietly(closed_pipe: in
 def test_what_cannot_be_started(wasi_nn_here: Command, tmp_path: Path) -> None:
     (tmp_path / "text.wasm").write_text("not a module")
     (tmp_path / "alien.wat").write_text('(module (import "alien" "call" (func)) (func (export "_start")))')
-    for module, complaint in (("nowhere.wasm", "No such file"), ("text.wasm", "neither"), ("alien.wat", "alien.call")):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
+    for module, complaint in (
+        ("nowhere.wasm", "No such file"),
+        ("text.wasm", "neither"),
+        ("alien.wat", "alien.call"),
+        ("model.gguf", "--nn-graph NAME=FILE"),
+    ):
         done = wasi_nn_here("run", module)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: ")
@@ -168,6 +215,7 @@ def test_what_cannot_be_started(wasi_nn_here: Command, tmp_path: Path) -> None:
         (["--nn-preload", "d:ggml"], "--nn-preload"),
         (["--nn-config", "{"], "--nn-config"),
         (["--nn-config", "nowhere.json"], "--nn-config"),
+        (["--nn-config", __file__], "test_run.py"),
         (["--dir", "nowhere"], "--dir"),
         (["--env", "A"], "--env"),
         (["--dialect", "klingon"], "--dialect"),

@@ -12,6 +12,7 @@ from wasi_nn_backend.bench.document import Column, Row, Target
 from wasi_nn_backend.bench.engine import show_progress
 from wasi_nn_backend.bench.plots import bars_against_bounds, grouped_bars, stacked_bars
 from wasi_nn_backend.bench.scenario import Options, Scenario
+from wasi_nn_backend.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +31,8 @@ def measure(options: Options) -> Iterator[Row]:
         os.kill(os.getpid(), signal.SIGSEGV)
     elif what == "fail":
         raise SystemExit("this model has no words")
+    elif what == "refuse":
+        raise InvalidArgument("this model is none")
     elif what == "other-form":
         yield Row(values={"surprise": 1})
     elif what == "interrupt":  # what a person does at the terminal

@@ -18,7 +18,7 @@ from tests.host.guests import OUT, PAGE, U8, command_wat, iovec_data, print_wat,
 from tests.host.scripted import scripted
 from wasi_nn_backend.backend import Backend
 from wasi_nn_backend.errors import InvalidArgument, UnsupportedOperation
-from wasi_nn_backend.host import GuestResult, GuestRunner, RunConfig, run_module
+from wasi_nn_backend.host import GuestResult, GuestRunner, RunConfig, modules, run_module
 from wasi_nn_backend.host.output import CapturedOutput, DescriptorWriter
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,7 @@ def test_memory_is_limited() -> None:
     ("module", "error", "message"),
     [
         (b"neither", InvalidArgument, "neither a WebAssembly binary nor WAT"),
-        (b"\xff\xfe", InvalidArgument, "neither a WebAssembly binary nor WAT"),
+        (b"\xff\xfe", InvalidArgument, "neither a WebAssembly binary nor WAT text: check"),
         (b"", InvalidArgument, "does not compile|neither"),
         (b"\0asm", InvalidArgument, "version"),
         (b"\0asm\1\0\0\0garbage", InvalidArgument, "does not compile"),
@@ -203,6 +203,26 @@ def test_files_are_read_in_both_formats(tmp_path: Path) -> None:
     text.write_bytes(command_wat("(call $exit (i32.const 4))"))
     assert run_module(RunConfig(text, use_cache=False), backend).exit_status == 4
     assert run_module(RunConfig(str(text), use_cache=False), backend).exit_status == 4
+
+
+def test_no_more_of_a_file_is_read_than_a_module_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "_N_BYTES_MAX", 100)
+    whole, larger = tmp_path / "whole.wat", tmp_path / "larger.wat"
+    whole.write_bytes(b"(module)".ljust(100))
+    larger.write_bytes(b"(module)".ljust(101))
+    assert modules.read_binary(whole)
+    for path in (larger, Path("/dev/zero")):
+        with pytest.raises(InvalidArgument, match="larger than"):
+            modules.read_binary(path)
+
+
+def test_a_model_is_told_from_a_module_before_it_is_read(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    with model.open("wb") as sparse:
+        sparse.write(b"GGUF")
+        sparse.truncate(1 << 40)
+    with pytest.raises(InvalidArgument, match="is a model, not a module"):
+        modules.read_binary(model)
 
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
@@ -425,6 +445,21 @@ def test_the_timer_is_cancelled_when_the_guest_ends_by_itself() -> None:
         RunConfig(command_wat(""), timeout_s=1, use_cache=False), backend, start_timer=timer.start
     ).run()
     assert (result.outcome, timer.is_cancelled) == ("exited", True)
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 1e10, 1e300, float("inf")])
+def test_a_timer_gets_no_more_than_it_can_wait_for(timeout_s: float) -> None:
+    timer = ManualTimer()
+    backend, _ = scripted()
+    config = RunConfig(command_wat(""), timeout_s=timeout_s, use_cache=False)
+    assert GuestRunner(config, backend, start_timer=timer.start).run().outcome == "exited"
+    assert timer.delay_s == min(timeout_s, threading.TIMEOUT_MAX)
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), -1.0, float("-inf")])
+def test_a_timeout_that_is_no_time_is_refused(timeout_s: float) -> None:
+    with pytest.raises(InvalidArgument, match="timeout_s is"):
+        run(command_wat(""), timeout_s=timeout_s)
 
 
 def test_a_timeout_while_the_last_output_is_delivered_comes_too_late() -> None:

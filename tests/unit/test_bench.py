@@ -217,6 +217,13 @@ def test_a_failure_becomes_one_error_with_the_last_words(model: str, expected: s
     assert "a word of a library's on stdout" in str(caught.value)
 
 
+@pytest.mark.parametrize(("model", "shows_where"), [("refuse", False), ("fail", True)])
+def test_only_a_defect_shows_where_it_was_raised(model: str, shows_where: bool) -> None:
+    with pytest.raises(RuntimeFailure) as caught:
+        collect(model)
+    assert ("Traceback" in str(caught.value)) is shows_where
+
+
 def test_a_process_that_never_ends_is_stopped() -> None:
     with ScenarioProcess(fake.MODULE, Options(model="block")) as process:
         rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -489,6 +490,7 @@ def test_runtime_takes_no_model_keys() -> None:
         ({"model": {"n-ctxx": 1}}, "model.n-ctxx", "model.n_ctx"),
         ({"model": {"top_k": 1}}, "model.top_k", "sampling.top_k"),
         ({"samplin": {}}, "samplin", "the section sampling"),
+        ({"sampling.top-k": 1}, "sampling.top-k", '; write {"sampling": {"top_k": ...}}'),
     ],
 )
 def test_unknown_key_names_the_nearest(
@@ -498,7 +500,7 @@ def test_unknown_key_names_the_nearest(
     (warning,) = warnings_of(caplog)
     assert warning.startswith(f"c: {path} ")
     assert nearest in warning
-    with pytest.raises(InvalidArgument, match=nearest):
+    with pytest.raises(InvalidArgument, match=re.escape(nearest)):
         parse_layer(document, name="c", unknown="error")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.lora import write_adapter
 from wasi_nn_backend.config import parse_layer, resolve
 from wasi_nn_backend.diagnosis import Finding, Machine, Status, Subject, diagnose
 from wasi_nn_backend.errors import RuntimeFailure
@@ -49,7 +50,13 @@ def dies() -> BuildReport:
 
 
 def test_a_good_machine_has_no_problem(tiny_model_path: Path, tmp_path: Path) -> None:
-    findings = diagnose(MACHINE, subject(tiny_model_path, logging={"file": str(tmp_path / "log")}))
+    write_adapter(tmp_path / "adapter.gguf")
+    values = {
+        "lora": str(tmp_path / "adapter.gguf"),
+        "cache_type_v": "q8_0",
+        "logging": {"file": str(tmp_path / "log")},
+    }
+    findings = diagnose(MACHINE, subject(tiny_model_path, **values))
     assert {finding.status for finding in findings} == {Status.OK}
     assert not (tmp_path / "log").exists()
 
@@ -72,6 +79,9 @@ def of_amx(reason: str, warning: str) -> Machine:
         (replace(MACHINE, environ={"GOMP_SPINCOUNT": "infinite"}), {}, "thread pool", "unset OMP_WAIT_POLICY"),
         (replace(MACHINE, n_bytes_available=lambda: 2**26), {"n_ctx": 4096}, "memory", "are free"),
         (MACHINE, {"n_ctx": 10**6, "max_memory_mb": 64}, "memory", "max_memory_mb"),
+        (MACHINE, {"cache_type_v": "q8_0", "flash_attention": "off"}, "memory", "needs flash attention"),
+        (MACHINE, {"lora": "/nowhere/adapter.gguf"}, "LoRA", "/nowhere/adapter.gguf"),
+        (MACHINE, {"lora": "~nobody-has-this-name/adapter.gguf"}, "LoRA", "home"),
         (MACHINE, {"logging": {"file": "/proc/nobody/writes/here"}}, "log", "cannot be written"),
     ],
 )

@@ -15,6 +15,7 @@ import traceback
 from typing import Any, TextIO
 
 from wasi_nn_backend.bench.scenario import Options, load_scenario
+from wasi_nn_backend.errors import WasiNNError
 
 __all__ = ["main"]
 
@@ -45,7 +46,8 @@ def main() -> None:
             send(events, {"row": row.model_dump()})
         send(events, {"end": True})
     except (Exception, SystemExit) as error:  # the modules' mains leave through SystemExit; the parent reports it
-        traceback.print_exc()
+        if not isinstance(error, WasiNNError):  # its message says all; where it was raised is for defects
+            traceback.print_exc()
         send(events, {"error": str(error) or type(error).__name__})
 
 

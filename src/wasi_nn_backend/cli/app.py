@@ -111,6 +111,8 @@ def run_command_line(argv: Sequence[str] | None) -> int:
 
 def _widen_help() -> None:
     """On a narrow terminal let the terminal break the help's lines: typer would cut off the names of options."""
+    if os.environ.get("COLUMNS") == "0":  # what some terminals say while they start; rich would draw nothing at all
+        del os.environ["COLUMNS"]
     if get_terminal_size().columns < _HELP_COLUMNS_MIN:
         os.environ.setdefault("TERMINAL_WIDTH", str(_HELP_COLUMNS_MIN))
 

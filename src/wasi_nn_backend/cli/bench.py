@@ -97,10 +97,14 @@ def _modules(names: Sequence[str]) -> list[str]:
 
 
 def _check_model(options: Options) -> None:
+    """Before minutes are spent: each scenario would start, and fail for the same reason."""
+    from wasi_nn_backend.llama.gguf_file import read_gguf_summary
     from wasi_nn_backend.registry import model_path
 
-    if not model_path(options.model_name).is_file():
+    path = model_path(options.model_name)
+    if not path.is_file():
         raise ModelNotFound(f"there is no file {options.model_name}; give a GGUF file, or leave --model out")
+    read_gguf_summary(path)
 
 
 def _measure(modules: Sequence[str], options: Options, folder: Path, cancellation: Cancellation) -> Document:

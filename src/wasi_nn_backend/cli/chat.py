@@ -12,6 +12,7 @@ import typer
 
 from wasi_nn_backend.cli.conversation import Conversation, converse
 from wasi_nn_backend.cli.exit_codes import ExitCode, exits_cleanly
+from wasi_nn_backend.cli.generate import PROMPT_BYTES_MAX
 from wasi_nn_backend.cli.interrupts import Cancellation, run_interruptibly
 from wasi_nn_backend.cli.metrics_options import (
     MetricsAddressOption,
@@ -37,6 +38,7 @@ from wasi_nn_backend.cli.model_options import (
     parse_config_options,
 )
 from wasi_nn_backend.cli.terminal import load_progress
+from wasi_nn_backend.errors import TooLarge
 
 if TYPE_CHECKING:
     from wasi_nn_backend.config import Layer
@@ -139,5 +141,7 @@ def _read_line() -> str:
 
 def _piped_messages() -> Iterator[str]:
     """Lines of stdin; bytes that are not UTF-8 become replacement characters, as at a terminal."""
-    for line in sys.stdin.buffer:
+    while line := sys.stdin.buffer.readline(PROMPT_BYTES_MAX + 1):
+        if len(line) > PROMPT_BYTES_MAX:
+            raise TooLarge(f"a line of stdin has more than {PROMPT_BYTES_MAX} bytes; give one shorter message a line")
         yield line.decode("utf-8", errors="replace").rstrip("\r\n")

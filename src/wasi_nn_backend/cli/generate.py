@@ -37,12 +37,15 @@ from wasi_nn_backend.cli.model_options import (
     option_layer,
     parse_config_options,
 )
-from wasi_nn_backend.cli.terminal import load_progress, write_answer
+from wasi_nn_backend.cli.terminal import load_progress, waiting_line, write_answer
 
 if TYPE_CHECKING:
     from wasi_nn_backend.config import Layer
 
-__all__ = ["register"]
+__all__ = ["PROMPT_BYTES_MAX", "register"]
+
+#: Far above what fits the longest windows. Without it, a wrong file in a pipe would fill the memory.
+PROMPT_BYTES_MAX = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +121,22 @@ def read_prompt(argument: str, *, raw: bool) -> bytes:
         if not raw:
             prompt = prompt.removesuffix(b"\n").removesuffix(b"\r")
     if not prompt:
-        raise typer.BadParameter("the prompt is empty; write a text, or - to read it from stdin", param_hint="PROMPT")
+        what = "stdin had no text" if argument == "-" else "write a text, or - to read it from stdin"
+        raise typer.BadParameter(f"the prompt is empty: {what}", param_hint="PROMPT")
     return prompt
 
 
 def read_stdin() -> bytes:
     try:
-        return sys.stdin.buffer.read()
+        text = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
     except OSError as error:
         raise typer.BadParameter(f"cannot read stdin: {error.strerror}", param_hint="PROMPT") from None
+    if len(text) > PROMPT_BYTES_MAX:
+        raise typer.BadParameter(
+            f"stdin has more than {PROMPT_BYTES_MAX} bytes, which no model's window holds; give a shorter text",
+            param_hint="PROMPT",
+        )
+    return text
 
 
 def _load_and_answer(request: GenerateRequest, cancellation: Cancellation) -> None:
@@ -142,19 +152,24 @@ def _load_and_answer(request: GenerateRequest, cancellation: Cancellation) -> No
 
 
 def print_answer(context: AnsweringContext, prompt: bytes, cancellation: Cancellation, *, as_json: bool) -> Answer:
-    """Stream the answer to stdout, or print it as one JSON object, with a newline at the end in either case."""
+    """Stream the answer to stdout, or print it as one JSON object, with a newline at the end in either case.
+
+    A terminal shows that it works until there is something to print.
+    """
     last_piece = "\n"
 
     def write(piece: str) -> None:
         nonlocal last_piece
         last_piece = piece or last_piece
+        end_waiting()
         write_answer(piece)
 
     def keep_silent(_piece: str) -> None:
         """The JSON object shows the text at the end."""
 
     try:
-        answer = stream_answer(context, prompt, keep_silent if as_json else write, cancellation)
+        with waiting_line("Answering" if as_json else "Reading the prompt") as end_waiting:
+            answer = stream_answer(context, prompt, keep_silent if as_json else write, cancellation)
     finally:
         # Also when it ends with an error: the text so far stays, and the message begins a line of its own.
         if not last_piece.endswith("\n"):

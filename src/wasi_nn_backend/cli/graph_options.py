@@ -14,6 +14,8 @@ from pathlib import Path
 
 import typer
 
+from wasi_nn_backend.errors import WasiNNError
+
 __all__ = [
     "DirectoryMapping",
     "GraphOption",
@@ -24,6 +26,8 @@ __all__ = [
     "read_config_option",
     "unique_graphs",
 ]
+
+_CONFIG = "--nn-config"
 
 _log = logging.getLogger(__name__)
 
@@ -121,19 +125,22 @@ def unique_graphs(graphs: Iterable[GraphOption | None]) -> list[GraphOption]:
     return list(first_of_name.values())
 
 
-def read_config_option(text: str) -> bytes:
-    """The JSON of ``--nn-config``: the text itself when it begins with ``{``, else the content of the file it names,
-    with or without an ``@`` before the name."""
+def read_config_option(text: str) -> tuple[str, bytes]:
+    """The JSON of ``--nn-config``, and before it what messages call it: the text itself when it begins with ``{``, else
+    the content of the file it names, with or without an ``@`` before the name."""
+    from wasi_nn_backend.config.describe import shown
+    from wasi_nn_backend.config.files import read_file
+
     if text.lstrip().startswith("{"):
-        return os.fsencode(text)
-    path = Path(text.removeprefix("@"))
+        return _CONFIG, os.fsencode(text)
+    file = text.removeprefix("@")
+    if not file:
+        raise typer.BadParameter("it is empty; give JSON in braces or the name of a file", param_hint=_CONFIG)
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise typer.BadParameter(
-            f"cannot read {str(path)!r}: {reason}; give JSON in braces or the name of a file", param_hint="--nn-config"
-        ) from None
+        # A shell's <(...) is a pipe, and whoever writes it can press Ctrl-C.
+        return f"{_CONFIG} {shown(file)}", read_file(Path(file), may_wait=True)
+    except WasiNNError as error:
+        raise typer.BadParameter(f"{error}, or give JSON in braces", param_hint=_CONFIG) from None
 
 
 def parse_directory_option(text: str) -> DirectoryMapping:

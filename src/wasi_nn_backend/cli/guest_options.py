@@ -267,7 +267,8 @@ def _backend_layer(text: str | None, backend_defaults: Mapping[str, Any]) -> Lay
     if text is None:
         return defaults
     try:
-        return merge((defaults, parse_layer(read_config_option(text), name="--nn-config")), name="--nn-config")
+        name, content = read_config_option(text)
+        return merge((defaults, parse_layer(content, name=name)), name=name)
     except WasiNNError as error:
         raise typer.BadParameter(str(error)) from None
 

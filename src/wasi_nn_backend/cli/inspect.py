@@ -70,6 +70,8 @@ def inspect(
     if kind == [_CONFIG_WORD]:
         print_config(ConfigQuestion(name, nn_graph, dialect), as_json=as_json)
         return
+    if not kind and name == _CONFIG_WORD and not Path(name).exists():
+        raise typer.BadParameter("which configuration? Write 'inspect config FILE'", param_hint="FILE")
     if kind or nn_graph is not None or dialect is not None:
         raise typer.BadParameter(
             "write 'inspect FILE', or 'inspect config FILE' with --nn-graph and --dialect", param_hint="FILE"

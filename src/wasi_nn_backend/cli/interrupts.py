@@ -34,6 +34,7 @@ _REPEAT_S = 0.05
 #: How long a terminated process waits for its work. Service managers kill what takes long, and logs would stay open.
 _TERMINATION_MAX_S = 2.5
 
+_SHOW_CURSOR = b"\x1b[?25h"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -181,4 +182,6 @@ def _leave(status: ExitCode) -> NoReturn:
     """Not sys.exit: it would wait for, or pull the interpreter from under, the thread that does not end."""
     logging.shutdown()
     sys.stderr.flush()
+    if os.isatty(2):
+        os.write(2, _SHOW_CURSOR)  # a line that was being drawn has hidden it
     os._exit(status)

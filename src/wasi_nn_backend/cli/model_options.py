@@ -134,6 +134,11 @@ def parse_config_options(texts: Sequence[str], *, option: str) -> Layer:
     from wasi_nn_backend.config import parse_assignments, parse_layer
     from wasi_nn_backend.config.layers import merge
 
+    for text in texts:
+        if text == "@":
+            raise typer.BadParameter(f"{option}: '@' is followed by no file name; write @FILE")
+        if "=" not in text and not text.startswith("@"):
+            raise typer.BadParameter(f"{option}: {text!r} is no assignment; write key=value or @FILE")
     try:
         files = [parse_layer(text, name=option, unknown="error") for text in texts if text.startswith("@")]
         assignments = [text for text in texts if not text.startswith("@")]
@@ -144,7 +149,10 @@ def parse_config_options(texts: Sequence[str], *, option: str) -> Layer:
 
 def file_and_config_layer(file: Path | None, texts: Sequence[str] | None) -> Layer:
     """A configuration file named as an argument, and ``--config`` options over it."""
-    return parse_config_options([*([f"@{file}"] if file is not None else []), *(texts or [])], option="--config")
+    from wasi_nn_backend.config.layers import merge
+
+    layers = [parse_config_options([f"@{file}"], option="CONFIG")] if file is not None else []
+    return merge([*layers, parse_config_options(texts or [], option="--config")], name="--config")
 
 
 def option_layer(**sections: Mapping[str, Any]) -> Layer:

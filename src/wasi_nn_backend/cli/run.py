@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -50,6 +52,8 @@ _BACKEND_DEFAULTS = {"idle_timeout_ms": 86_400_000, "max_sessions": 10_000}
 #: What protects guests from each other does not bind it. Runs that are begun and left wait in its own queue: as many as
 #: there may be contexts.
 _MAX_OPEN_RUNS = 4096
+#: Most guests end far sooner, and nobody wonders before.
+_TOLD_AFTER_S = 0.5
 
 
 def register(app: typer.Typer) -> None:
@@ -134,8 +138,26 @@ def _run_guest(
         for graph in graphs.named:
             graph.register(backend)
         runner = GuestRunner(config, backend)
-        with cancellation.calling(lambda: runner.stop("interrupt")):
+        with cancellation.calling(lambda: runner.stop("interrupt")), cancellation.calling(_Waiting().note):
             return runner.run()
+
+
+class _Waiting:
+    """For the person who pressed Ctrl-C at a guest that cannot be stopped, since it waits for its own input."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since_s: float | None = None
+        self._has_told = False
+
+    def note(self) -> None:
+        """Called again and again until the guest has ended; says once what else can be done."""
+        now_s = self._clock()
+        if self._since_s is None:
+            self._since_s = now_s
+        if not self._has_told and now_s - self._since_s >= _TOLD_AFTER_S and sys.stderr.isatty():
+            self._has_told = True
+            print("waiting for the guest, which does not react; Ctrl-C ends it at once", file=sys.stderr)
 
 
 def _finish(result: GuestResult) -> None:

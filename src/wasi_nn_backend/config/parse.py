@@ -359,6 +359,9 @@ def _means_nothing(target: Target, value: Any) -> bool:
 def _suggestion(key: str) -> str:
     if len(key) > _N_NAME_CHARS_COMPARED_MAX:
         return ""
+    section, _, member = key.partition(".")
+    if member in MEMBERS.get(section, {}):  # as assignments spell it
+        return f'; write {{"{section}": {{"{member}": ...}}}}'
     nearest = difflib.get_close_matches(key, [*TOP_LEVEL, *MEMBERS, STRICT], n=1)
     if not nearest:
         return ""

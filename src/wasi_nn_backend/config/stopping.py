@@ -37,7 +37,7 @@ class StoppingSettings(Section):
 
     max_tokens: Annotated[
         int,
-        Field(le=INT32_MAX, description="1 or more; -1: until the window is full"),
+        Field(le=INT32_MAX, description="1 or more; -1, or any other negative number: until the window is full"),
         AfterValidator(_check_max_tokens),
         Key(("n_predict",), outside="error"),
     ] = 512

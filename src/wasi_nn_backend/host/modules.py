@@ -23,7 +23,10 @@ __all__ = ["compile_component", "compile_module", "create_engine", "is_component
 
 _MAGIC = b"\0asm"
 _CORE_VERSION = b"\x01\0\0\0"
+_GGUF_MAGIC = b"GGUF"
 _COMPONENT_LAYER = b"\x01\0"  # bytes 6 and 7 of the header, where a core module has the upper half of its version
+#: Above any module (a Python interpreter is 30 MB), below what hurts; devices and pipes have no size to go by.
+_N_BYTES_MAX = 512 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -114,14 +117,31 @@ def _name(source: str | Path | bytes) -> str:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(len(_GGUF_MAGIC))
+            if head == _GGUF_MAGIC:
+                raise InvalidArgument(
+                    f"{path} is a model, not a module: name it with --nn-graph NAME=FILE, and give a module that loads"
+                    " NAME"
+                )
+            content = head + file.read(_N_BYTES_MAX + 1 - len(head))
     except OSError as error:
         raise InvalidArgument(f"cannot read the module {path}: {error.strerror or error}. Check the path") from None
+    if len(content) > _N_BYTES_MAX:
+        raise InvalidArgument(
+            f"the module {path} is larger than the {_N_BYTES_MAX >> 20} MiB that are read: check that it is a module"
+        )
+    return content
 
 
 def _from_text(text: bytes, what: str) -> bytes:
     try:
         return bytes(wat2wasm(text.decode()))
-    except (UnicodeDecodeError, WasmtimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidArgument(f"{what} is neither a WebAssembly binary nor WAT text ({reason})") from None
+    except UnicodeDecodeError:
+        reason = ""  # a codec's words would tell nobody more
+    except WasmtimeError as error:
+        reason = f" ({str(error).splitlines()[0]})"
+    raise InvalidArgument(
+        f"{what} is neither a WebAssembly binary nor WAT text{reason}: check that it is the file you mean, or build it"
+        " again"
+    )

@@ -80,6 +80,8 @@ class GuestRunner:
 
     ``niceness`` is the least that the guest's thread has on Linux, 0 to 19, and with it what its calls start: not
     engines, but the thread that closes idle contexts, if the guest's is the backend's first.
+
+    Raises ``InvalidArgument`` for a ``timeout_s`` below 0 or not a number; infinity is no limit.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class GuestRunner:
         niceness: int = 0,
     ) -> None:
         self._config = config
+        self._timeout_s = _checked_timeout_s(config.timeout_s)
         self._modules = modules
         self._backend = backend
         self._start_timer = start_timer or _start_thread_timer
@@ -123,8 +126,8 @@ class GuestRunner:
         timer: Timer | None = None
         try:
             threading.Thread(target=self._work, name="wasi-nn-guest", daemon=True).start()
-            if (timeout_s := self._config.timeout_s) is not None:
-                timer = self._start_timer(timeout_s, lambda: self.stop("timeout"))
+            if self._timeout_s is not None:
+                timer = self._start_timer(self._timeout_s, lambda: self.stop("timeout"))
             # In slices: where the kernel hands Ctrl-C to another thread, a main thread that waits for a lock sleeps on.
             while not self._wake.wait(_WAKE_UP_S):
                 pass
@@ -220,6 +223,15 @@ class GuestRunner:
         if reason == "timeout":
             return f"the guest ran longer than {self._config.timeout_s:g} seconds and was stopped"
         return "the guest was interrupted" if reason == "interrupt" else "the guest was stopped by its host"
+
+
+def _checked_timeout_s(timeout_s: float | None) -> float | None:
+    """What a timer can wait for: Python's have an end, 292 years on Linux, and fail beyond it."""
+    if timeout_s is None:
+        return None
+    if not timeout_s >= 0:  # NaN is neither above nor below
+        raise InvalidArgument(f"timeout_s is {timeout_s:g}: give seconds, 0 or more, or None for no limit")
+    return min(timeout_s, threading.TIMEOUT_MAX)
 
 
 def _run_guest(guest: Guest) -> tuple[str | None, tuple[InvokeValue, ...]]:

@@ -16,6 +16,7 @@ from wasi_nn_backend.llama.kv_shape import (
     N_CELLS_BLOCK,
     KvShape,
     cache_type,
+    check_v_is_readable,
     is_quantised,
     n_cells_rounded,
     round_up_n_ctx,
@@ -67,10 +68,8 @@ def to_native(params: ContextParams, facts: ModelFacts) -> Any:
     _check_cells(params, facts)
     type_k, type_v = cache_type(params.cache_type_k, "cache_type_k"), cache_type(params.cache_type_v, "cache_type_v")
     flash_attention = _flash_attention(params, facts)
-    if is_quantised(type_v) and flash_attention != native.LLAMA_FLASH_ATTN_TYPE_ENABLED:
-        raise InvalidArgument(
-            f"cache_type_v {params.cache_type_v} needs flash attention; set flash_attention to auto or on, or use f16"
-        )
+    is_on = flash_attention == native.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    check_v_is_readable(params.cache_type_v, has_flash_attention=is_on)
     _check_memory(params, facts, flash_attention)
     result = native.llama_context_default_params()
     result.n_ctx = n_cells_rounded(params)

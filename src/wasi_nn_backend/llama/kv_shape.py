@@ -9,7 +9,16 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.llama.interface import ContextParams
 
-__all__ = ["CACHE_TYPES", "N_CELLS_BLOCK", "KvShape", "cache_type", "is_quantised", "n_cells_rounded", "round_up_n_ctx"]
+__all__ = [
+    "CACHE_TYPES",
+    "N_CELLS_BLOCK",
+    "KvShape",
+    "cache_type",
+    "check_v_is_readable",
+    "is_quantised",
+    "n_cells_rounded",
+    "round_up_n_ctx",
+]
 
 #: llama.cpp reserves cells, and computes attention over them, in blocks of so many.
 N_CELLS_BLOCK = 256
@@ -31,6 +40,14 @@ def cache_type(name: str, key: str) -> GGMLQuantizationType:
 
 def is_quantised(ggml_type: GGMLQuantizationType) -> bool:
     return GGML_QUANT_SIZES[ggml_type][0] > 1
+
+
+def check_v_is_readable(cache_type_v: str, *, has_flash_attention: bool) -> None:
+    """Raises ``InvalidArgument`` for quantised values without flash attention: llama.cpp has no other way to them."""
+    if is_quantised(cache_type(cache_type_v, "cache_type_v")) and not has_flash_attention:
+        raise InvalidArgument(
+            f"cache_type_v {cache_type_v} needs flash attention; set flash_attention to auto or on, or use f16"
+        )
 
 
 def round_up_n_ctx(n_ctx: int) -> int:
