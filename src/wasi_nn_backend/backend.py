@@ -25,6 +25,7 @@ from wasi_nn_backend.engine import EngineLease, EngineStore
 from wasi_nn_backend.errors import Cancelled, InvalidArgument, InvalidEncoding, NotFound, RuntimeFailure
 from wasi_nn_backend.execution_context import ExecutionContext
 from wasi_nn_backend.graph import Graph, LoadedModel
+from wasi_nn_backend.home_process import HomeProcess
 from wasi_nn_backend.llama import load_llama
 from wasi_nn_backend.llama.interface import Llama, ProgressCallback
 from wasi_nn_backend.log_setup import configured_output
@@ -73,6 +74,7 @@ class Backend:
         self._pinned: dict[str, EngineLease] = {}
         self._ids = itertools.count(1)
         self._closed = False
+        self._home = HomeProcess()
         # An interpreter that ends while llama.cpp computes crashes: daemon threads are stopped in the middle of it.
         self._close_at_exit = _closer(weakref.ref(self))
         atexit.register(self._close_at_exit)
@@ -235,12 +237,16 @@ class Backend:
         """Refuse new work, end what runs, and unload every graph; nothing of the backend is left then. Idempotent.
 
         Calls that are in the batch have ``grace_s`` seconds to finish. Those that wait for a place in it, and what runs
-        after that time, end with ``Cancelled`` at the next token, their text so far kept.
+        after that time, end with ``Cancelled`` at the next token, their text so far kept. A signal handler may call it,
+        or a call on a context, which is then freed when that call returns. A forked child unloads only what it loaded.
         """
         atexit.unregister(self._close_at_exit)
+        if self._home.is_left and all(graph.home.is_left for graph in self._graphs):
+            self._closed = True  # without the lock: a thread that is gone may have held it
+            return
         with self._lock:
             self._closed = True
-            graphs = list(self._graphs)
+            graphs = [graph for graph in self._graphs if not graph.home.is_left]
         contexts = [context for graph in graphs for context in graph.contexts()]
         deadline_s = self.now_s() + grace_s
         error = Cancelled("the run was stopped: the backend is closing")
@@ -289,7 +295,7 @@ class Backend:
         with self._lock:
             graphs, self._graphs = self._graphs, set()
             pinned, self._pinned = self._pinned, {}
-        for graph in graphs:
+        for graph in [graph for graph in graphs if not graph.home.is_left]:
             for context in graph.contexts():
                 context.shut_down(error)
             graph.release()

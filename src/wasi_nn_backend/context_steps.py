@@ -64,8 +64,13 @@ class ContextSteps(ContextLifetime):
             while (piece := (yield from self._next_piece(run))) is not None:
                 if text := decoder.decode(piece):
                     yield text
-        finally:
+        except GeneratorExit:
             self._abandon(run)
+            raise
+        except BaseException:
+            self._end_stream(run)
+            raise
+        self._end_stream(run)
         run.raise_error()
         if text := decoder.decode(b"", final=True):
             yield text
@@ -113,6 +118,9 @@ class ContextSteps(ContextLifetime):
 
     @abstractmethod
     def _abandon(self, run: AnyRun) -> None: ...
+
+    @abstractmethod
+    def _end_stream(self, run: AnyRun) -> None: ...
 
 
 def _take_piece(run: AnyRun) -> Steps[bytes | None]:

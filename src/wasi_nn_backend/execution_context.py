@@ -56,7 +56,6 @@ class ExecutionContext(ContextSteps):
         super().__init__(graph, context_id, layer)
         self.file = file  # where finished turns are kept
         self._session = session or Session(context_id, graph.door.prompt_mode, graph.chat_templates)
-        self._run: AnyRun | None = None  # the last one: a compute's, or a token-by-token run, perhaps under way
         self._n_tokens_input: int | None = None  # of a prompt that was set since the last run started
 
     # WASI-NN, in the order of a guest's calls.
@@ -173,6 +172,7 @@ class ExecutionContext(ContextSteps):
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far, in chat mode."""
+        self.settle()  # what an iterator that was closed early has put out is part of it
         return self._session.messages
 
     def reset(self) -> None:
@@ -220,6 +220,8 @@ class ExecutionContext(ContextSteps):
             self._n_tokens_input = None
 
     def cancel_run(self, error: Cancelled | None) -> None:
+        if self._home.is_left:
+            return
         with self._beginning:  # what comes before a call begins is cleared by it
             self._cancelled_with = error or Cancelled("the run was cancelled")
         run = self._run  # only now: ``_start`` sets the run before it looks, so one of the two sees the other
@@ -310,6 +312,9 @@ class ExecutionContext(ContextSteps):
 
     def _finish(self, run: AnyRun) -> None:
         """The caller is done with a run, early or not: end it, record the turn, give its engine back."""
+        if self._home.is_left:  # in the middle of the call: the run, its turn and its engine are the parent's
+            run.cancel()
+            return
         run.end()
         if run.finish_reason is not FinishReason.ERROR and (
             run.text or run.finish_reason is not FinishReason.CANCELLED
@@ -322,17 +327,21 @@ class ExecutionContext(ContextSteps):
         run.lease.release()
 
     def _abandon(self, run: AnyRun) -> None:
-        """An iterator is closed, perhaps by the garbage collector and in the middle of another call: never block."""
+        """An iterator is closed, perhaps by the garbage collector, which runs on any thread, the engine's too, and in
+        whoever holds a lock: take none, and wait for nothing. ``settle`` does the rest."""
         run.cancel()
-        if self._open_run is run and self._entered.acquire(blocking=False):
-            try:
-                if self._open_run is run:
-                    self._end_open_run()
-            finally:
-                self._leave()
+        if self._open_run is run:
+            self._abandoned = run
+
+    def _end_stream(self, run: AnyRun) -> None:
+        """An iterator has come to its end."""
+        run.cancel()
+        with self._hold(timeout_s=0) as is_held:
+            if is_held and self._open_run is run:
+                self._end_open_run()
 
     def _end_open_run(self) -> None:
-        run, self._open_run = self._open_run, None
+        run, self._open_run, self._abandoned = self._open_run, None, None
         if run is not None:
             self._finish(run)
 

@@ -22,19 +22,13 @@ from wasi_nn_backend.doors import ConfigPlace, parse_at_door
 from wasi_nn_backend.engine import EngineLease, EngineStatistics, Steps, run_steps, same_engine
 from wasi_nn_backend.errors import InvalidArgument
 from wasi_nn_backend.execution_context import ANONYMOUS, ExecutionContext
+from wasi_nn_backend.home_process import HomeProcess
 from wasi_nn_backend.llama.interface import Llama, Model, ProgressCallback
 from wasi_nn_backend.log_setup import configured_output
 from wasi_nn_backend.named_sessions import NamedSessions
 from wasi_nn_backend.owning_backend import OwningBackend
 from wasi_nn_backend.registry import model_path
-from wasi_nn_backend.session import (
-    ChatTemplates,
-    Session,
-    SessionFile,
-    embed_texts,
-    model_fingerprint,
-    read_session,
-)
+from wasi_nn_backend.session import ChatTemplates, Session, SessionFile, embed_texts, model_fingerprint, read_session
 from wasi_nn_backend.tasks import Task, TaskKind
 from wasi_nn_backend.types import Door
 
@@ -70,6 +64,7 @@ class Graph:
         self.chat_templates = ChatTemplates()
         self._contexts: set[ExecutionContext] = set()
         self._named = NamedSessions()
+        self.home = HomeProcess()
 
     @property
     def alive(self) -> bool:
@@ -152,7 +147,7 @@ class Graph:
         """``embed``, in steps."""
         lease = self.retained_lease()
         try:
-            self._backend.check_takes_work()
+            self.check_takes_work()
             task = self.new_task(0, self.settings, "embedding")
             return (yield from embed_texts(lease, texts, task))
         finally:
@@ -259,20 +254,23 @@ class Graph:
             loaded.lease.release()
             return False
         for context in contexts:
-            context.follow_graph()
+            context.settle()
         old.lease.release()
         self._backend.sessions.look()
         return True
 
     def release(self) -> bool:
         """Give the engine back; False when that was done before."""
+        if self.home.is_left:
+            was_alive, self._is_alive = self._is_alive, False
+            return was_alive
         with self._lock:
             was_alive, self._is_alive = self._is_alive, False
             contexts = list(self._contexts)
         if not was_alive:
             return False
         for context in contexts:
-            context.follow_graph()
+            context.settle()
         self._last_loaded().lease.release()
         _log.info('the graph "%s" is unloaded', self.name)
         self._at_release.close()
@@ -312,6 +310,7 @@ class Graph:
         return self._backend.now_s()
 
     def check_takes_work(self) -> None:
+        self.home.check()
         self._backend.check_takes_work()
 
     def fork_context(self, layer: Layer, session: Session) -> ExecutionContext:
@@ -345,7 +344,7 @@ class Graph:
 
     def _open_context(self, layer: Layer) -> ExecutionContext:
         self._require_lease()
-        self._backend.check_takes_work()
+        self.check_takes_work()
         session_id = self.settings_with(layer).session.session_id
         if not session_id:
             return self._new_context(layer)
@@ -385,7 +384,7 @@ class Graph:
             except BaseException:
                 context.release()
                 raise
-        context.follow_graph()  # it may have been reloaded before it knew of this one
+        context.settle()  # it may have been reloaded before it knew of this one
         return context
 
     def _last_loaded(self) -> LoadedModel:

@@ -59,6 +59,7 @@ LAYERS = (
     "config",
     "grammar",
     "types",
+    "home_process",
     "errors",
     "user_cache",
 )

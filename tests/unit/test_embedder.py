@@ -283,7 +283,7 @@ def test_a_forked_child_has_no_embedder(
     context = make_context(model)
     embedder = make_embedder(context)
     with monkeypatch.context() as patch:
-        patch.setattr(embedder, "_pid", -1)
+        patch.setattr(embedder._home, "_pid", -1)
         with pytest.raises(RuntimeFailure, match="forked"):
             embedder.submit([[1]])
         embedder.close()

@@ -229,6 +229,27 @@ def test_a_run_that_is_read_token_by_token_goes_only_when_nobody_reads_it(tiny_m
             next(pieces)
 
 
+def test_a_run_that_nobody_reads_any_more_keeps_no_place(tiny_model_path: Path, clock: Clock) -> None:
+    with make_backend(clock, max_sessions=1, idle_timeout_ms=60_000) as backend:
+        graph = backend.load_by_name(tiny_model_path)
+        context = graph.init_execution_context()
+        pieces = context.stream("left early", {"max_tokens": 400, "ignore_eos": True})
+        next(pieces)
+        with pytest.raises(Busy, match="all are in use"):
+            graph.init_execution_context()
+        del pieces
+        context = graph.init_execution_context()
+        pieces = context.stream("cancelled", {"max_tokens": 400, "ignore_eos": True})
+        next(pieces)
+        context.cancel()
+        assert context.wait_until_idle(30)
+        while context.state == "running":
+            os.sched_yield()
+        graph.init_execution_context()
+        with pytest.raises(InvalidArgument, match="max_sessions"):
+            next(pieces)
+
+
 @changes("backend.auto_cleanup")
 def test_without_cleanup_too_many_are_refused(tiny_model_path: Path, clock: Clock) -> None:
     with make_backend(clock, max_sessions=2, auto_cleanup=False) as backend:

@@ -7,7 +7,6 @@ that sharing a context would cost both sides their batches and save a few megaby
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from wasi_nn_backend.engine.steps import Bell
 from wasi_nn_backend.engine.waiting import wait_for
 from wasi_nn_backend.errors import Cancelled, InvalidArgument, PromptTooLong, RuntimeFailure, WasiNNError
+from wasi_nn_backend.home_process import HomeProcess
 from wasi_nn_backend.llama.embedding_interface import EmbeddingContext
 
 __all__ = ["Embedder", "EmbeddingJob"]
@@ -91,7 +91,7 @@ class Embedder:
         self._unfinished: set[EmbeddingJob] = set()
         self._batch: list[tuple[EmbeddingJob, int]] = []  # what is computed now: jobs and the numbers of their texts
         self._closing = False
-        self._pid = os.getpid()
+        self._home = HomeProcess()
         self._thread = threading.Thread(target=self._run, name="wasi-nn-embedder", daemon=True)
         start_thread(self._thread)
 
@@ -107,8 +107,7 @@ class Embedder:
         ``RuntimeFailure`` when the embedder is closed.
         """
         self._check(texts)
-        if os.getpid() != self._pid:
-            raise RuntimeFailure("the model was loaded before this process was forked: load it again in this process")
+        self._home.check()
         job = EmbeddingJob(texts, self._context.n_embd, self._clock())
         with self._wake:
             if self._closing:
@@ -132,7 +131,7 @@ class Embedder:
 
     def close(self) -> None:
         """Stop: unfinished jobs end as cancelled, the thread ends, the context is freed. Idempotent."""
-        if os.getpid() != self._pid:
+        if self._home.is_left:
             return  # the thread stayed behind in the parent, and the context is the parent's
         with self._wake:
             already_closing, self._closing = self._closing, True

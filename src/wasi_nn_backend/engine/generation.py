@@ -103,6 +103,18 @@ class Generation:
                 self._pieces.put(None)
             self._bell.ring()
 
+    def give_up(self, error: WasiNNError) -> None:
+        """Finish it in a forked child, where the engine's thread is gone: locks may have been inherited locked, so what
+        others could have waited with is made anew."""
+        self.finish_reason, self.error = FinishReason.ERROR, error
+        self._bell = Bell()
+        if self._pieces is not None:
+            self._pieces = SimpleQueue()
+            self._pieces.put(None)
+        done = threading.Event()
+        done.set()
+        self._done = done
+
     # The consumer's side.
 
     def when_ready(self, callback: Callable[[], None]) -> None:

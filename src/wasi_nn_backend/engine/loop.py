@@ -105,20 +105,25 @@ class Engine:
         self._inbox.dismiss(session_id)
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether this is a forked child, where nothing is computed any more."""
+        return self._inbox.is_foreign
+
+    @property
     def n_waiting(self) -> int:
         """Runs that have not started yet."""
         return self._gate.n_waiting
 
     def cancel(self, generation: Generation, error: WasiNNError | None = None) -> None:
         """End a generation at the next step, or in the middle of its prompt, with ``error`` or as cancelled by its
-        caller. Without effect when it is done."""
+        caller. Without effect when it is done. Takes no lock: the garbage collector may call it, on any thread."""
         if generation.done:
             return
-        try:
-            why = error or Cancelled("the run was cancelled")
-            self._inbox.send(lambda: self._finish(generation, FinishReason.CANCELLED, why))
-        except RuntimeFailure:
-            return  # closing ends it anyway
+        if self.is_foreign:
+            generation.give_up(RuntimeFailure("the run stayed behind in the process that this one was forked from"))
+            return
+        why = error or Cancelled("the run was cancelled")
+        self._inbox.post(lambda: self._finish(generation, FinishReason.CANCELLED, why))
         self._decoder.abort(generation.request.id)
 
     def grant(self, generation: Generation, n_tokens: int) -> None:
@@ -131,7 +136,9 @@ class Engine:
             forgotten = self._inbox.ask(lambda: self._forget_session(session_id))
         except RuntimeFailure:
             return  # a closed engine has no cells
-        if wait and (error := forgotten.exception()) is not None:
+        if not wait or threading.current_thread() is self._thread:  # which carries out a last step while Python ends
+            return
+        if (error := forgotten.exception()) is not None:
             _log.error("session %d's cells could not be freed", session_id, exc_info=error)
 
     def export_session(self, session_id: int) -> ExportedCells:
@@ -156,7 +163,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop: unfinished generations end as cancelled, the thread ends, the context is freed. Idempotent."""
-        if self._inbox.is_foreign:
+        if self.is_foreign:
             return  # the thread stayed behind in the parent, and the context is the parent's
         if self._inbox.close():
             self._context.request_abort()

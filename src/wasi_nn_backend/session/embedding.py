@@ -62,7 +62,8 @@ class EmbeddingRun:
 
     def cancel(self, error: Cancelled | None = None) -> None:
         """Any thread; without effect when the run is over. ``error``: what its caller gets."""
-        self._embedder.cancel(self._job, error)
+        if not self._job.done:  # an iterator's always is: the garbage collector must not come to the embedder's lock
+            self._embedder.cancel(self._job, error)
 
     def end(self) -> None:
         """Stop it if it is not over, wait until it is, and tell what it did."""

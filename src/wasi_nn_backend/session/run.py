@@ -93,10 +93,12 @@ class Run:
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Call back once, on the engine's thread or at once: where pieces are taken when ``take_piece`` need not wait,
         else when the run is over."""
+        if self._lease.engine.is_foreign:
+            self.cancel()  # nobody would ever call back
         self._generation.when_ready(callback)
 
     def cancel(self, error: Cancelled | None = None) -> None:
-        """Any thread; without effect when the run is over. ``error``: what its caller gets."""
+        """Any thread, the garbage collector's too; without effect when it is over. ``error``: what its caller gets."""
         self._lease.engine.cancel(self._generation, error)
 
     def end(self) -> None:
