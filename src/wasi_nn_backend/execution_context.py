@@ -88,6 +88,7 @@ class ExecutionContext(ContextSteps):
         """Index 1: metadata JSON. Any other index: the text of the last run, empty before the first."""
         if index == METADATA_INDEX:
             return self.run_metadata.to_json()
+        self.settle()  # or what an iterator that was closed early has put out would still grow
         run = self._run
         return b"" if run is None else run.text
 
@@ -189,6 +190,7 @@ class ExecutionContext(ContextSteps):
     @property
     def run_metadata(self) -> RunMetadata:
         """Figures of the last run; after ``set_input`` those of the prompt."""
+        self.settle()
         llama = self.graph.llama
         run, n_tokens_input = self._run, self._n_tokens_input
         if run is not None and n_tokens_input is None:

@@ -250,6 +250,16 @@ def test_a_run_that_nobody_reads_any_more_keeps_no_place(tiny_model_path: Path, 
             next(pieces)
 
 
+def test_what_an_iterator_that_was_left_early_has_put_out_is_final(tiny_model_path: Path, clock: Clock) -> None:
+    with make_backend(clock) as backend, backend.load_by_name(tiny_model_path).init_execution_context() as context:
+        for _piece in context.stream("left early", {"max_tokens": 400, "ignore_eos": True}):
+            break
+        text, metadata = context.get_output(), context.metadata
+        assert metadata["finish_reason"] == "cancelled"
+        assert 0 < metadata["output_tokens"] < 400
+        assert (context.get_output(), context.metadata) == (text, metadata)
+
+
 @changes("backend.auto_cleanup")
 def test_without_cleanup_too_many_are_refused(tiny_model_path: Path, clock: Clock) -> None:
     with make_backend(clock, max_sessions=2, auto_cleanup=False) as backend:
