@@ -137,7 +137,8 @@ def test_times_that_were_seen(
         (768, 0.44, 0.88, 8, "off"),
         (1280, 0.44, 0.49, 8, "off"),
         (2048, 0.44, 0.40, 8, "on"),
-        (2048, 0.44, 0.40, 1, "on"),
+        (2048, 0.44, 0.40, 1, "off"),  # its steps would no longer adapt to a busy machine
+        (2048, 0.44, 0.10, 1, "on"),
     ],
 )
 def test_small_windows_of_several_sequences_have_flash_attention_unless_it_is_clearly_slower(

@@ -39,6 +39,9 @@ BUDGET_S = 0.5
 #: that runs alone to one number of threads, the unified layout makes sessions disturb each other, and measurements of
 #: one machine differ by as much: a few percent are not worth it.
 MARGIN = 0.1
+#: The same for flash attention where one sequence is expected to run alone: beside a busy process its steps, which then
+#: keep all cores, took 2.2 times as long (two cores).
+MARGIN_ALONE = 0.4
 #: Windows up to which several sequences have flash attention unless that is clearly slower: without it, a fifth or more
 #: of the cells that are computed are free there, on average.
 _N_CTX_FLASH_MAX = 1024
@@ -124,7 +127,8 @@ def choose(
         layer_s = {option: min(times) for option, times in samples.items()}
         write_times(environment.cache_path, key, layer_s)
     steps_s = predict_step_s(facts, params, work, layer_s)
-    choice = decide(_by_preference(options, params, steps_s), steps_s)
+    is_tied = params.n_sequences_expected == 1 and params.n_ctx > N_CELLS_BLOCK
+    choice = decide(_by_preference(options, params, steps_s), steps_s, MARGIN_ALONE if is_tied else MARGIN)
     return _choice(choice, f"{origin}: {_describe(steps_s, work)}")
 
 
@@ -268,14 +272,18 @@ def _by_preference(
     return measured or options
 
 
-def decide(options: Sequence[AttentionOption], steps_s: Mapping[AttentionOption, float]) -> AttentionOption:
+def decide(
+    options: Sequence[AttentionOption], steps_s: Mapping[AttentionOption, float], margin_flash: float = MARGIN
+) -> AttentionOption:
     """The first option, unless a later one is faster by a clear margin; the same for every one after that.
 
+    ``margin_flash`` is that of flash attention where what was chosen before has none.
     An option that was not measured (no time left) is chosen only if it is the first.
     """
     chosen = options[0]
     for option in options[1:]:
-        if steps_s.get(option, math.inf) < (1 - MARGIN) * steps_s.get(chosen, 0.0):
+        margin = margin_flash if (chosen.flash_attention, option.flash_attention) == ("off", "on") else MARGIN
+        if steps_s.get(option, math.inf) < (1 - margin) * steps_s.get(chosen, 0.0):
             chosen = option
     return chosen
 
