@@ -266,9 +266,7 @@ def _by_preference(
     if params.n_sequences_expected == 1 or params.n_ctx > _N_CTX_FLASH_MAX:
         return options
     measured = [option for option in options if option in steps_s]
-    measured.sort(
-        key=lambda option: (option.kv_layout, (option.kv_layout, option.flash_attention) == ("streams", "off"))
-    )
+    measured.sort(key=lambda option: option != AttentionOption("streams", "on"))  # the others stay in their order
     return measured or options
 
 
